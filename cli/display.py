@@ -1,0 +1,114 @@
+"""A run as it is seen: a rich progress display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ftrain.loop import EpochEnded, Evaluating, Event, Logged, Started, StepTaken
+
+PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
+
+
+def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
+    """Shows the events of a run, and hands on the end of every epoch."""
+    display = _on_terminal if sys.stdout.isatty() else _in_lines
+    last = None
+    for event in display(events, folder):
+        last = event
+        yield event
+    if last is None:
+        typer.echo(f"the run in {folder} is complete; nothing is left to do")
+    else:
+        typer.echo(f"done: validation accuracy {last.val['accuracy']:.1%}; everything is in {folder}")
+        typer.echo(f"next: ftrain evaluate {folder}, or ftrain predict {folder} IMAGE...")
+
+
+def _headline(event: Started) -> str:
+    settings = event.settings
+    lines = [
+        f"{settings.model} ({event.parameters / 1e6:.1f} M parameters) on {event.train_examples} images of "
+        f"{event.classes} "
+        f"classes, {event.val_examples} to validate; {settings.image_size} px, batch {settings.batch_size}, "
+        f"{settings.optimizer}, {settings.precision}, {settings.device}"
+    ]
+    if event.weights is not None:
+        lines.append(f"weights: {event.weights}")
+    if event.step:
+        lines.append(f"going on from step {event.step} of {event.total_steps}")
+    if settings.compile and event.step < event.total_steps:
+        lines.append("compiling the step at its first call, which takes a while ...")
+    return "\n".join(lines)
+
+
+def _epoch_line(event: EpochEnded, epochs: int, seconds: float) -> str:
+    train, val = event.train, event.val
+    return (
+        f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  train loss {train['loss']:.4f} accuracy "
+        f"{train['accuracy']:6.1%}   "
+        f"val loss {val['loss']:.4f} accuracy {val['accuracy']:6.1%}  {seconds:5.1f} s{'  best' if event.best else ''}"
+    )
+
+
+def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
+    epochs = 0
+    epoch_began = last_line = time.monotonic()
+    for event in events:
+        match event:
+            case Started():
+                epochs = event.settings.epochs
+                typer.echo(f"run: {folder}\n{_headline(event)}")
+            case Logged(line) if time.monotonic() - last_line > PLAIN_INTERVAL:
+                last_line = time.monotonic()
+                typer.echo(
+                    f"epoch {line['epoch']}/{epochs}  step {line['step']}  loss {line['loss']:.4f}  accuracy "
+                    f"{line['accuracy']:.1%}  lr {line.get('lr', float('nan')):.2e}  "
+                    f"{line['images_per_second']:.0f} images/s"
+                )
+            case EpochEnded():
+                typer.echo(_epoch_line(event, epochs, time.monotonic() - epoch_began))
+                epoch_began = last_line = time.monotonic()
+                yield event
+            case _:
+                pass
+
+
+def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None, numbers="")
+        epochs, epoch_began = 0, time.monotonic()
+        for event in events:
+            match event:
+                case Started():
+                    epochs = event.settings.epochs
+                    progress.console.print(f"run: {folder}\n{_headline(event)}", markup=False, highlight=False)
+                    progress.update(task, total=event.total_steps, completed=event.step)
+                case StepTaken(step, epoch):
+                    progress.update(task, completed=step, description=f"epoch {epoch}/{epochs}")
+                case Logged(line):
+                    numbers = (
+                        f"loss {line['loss']:.3f}  acc {line['accuracy']:.1%}  lr {line.get('lr', float('nan')):.1e}  "
+                        f"{line['images_per_second']:.0f} img/s"
+                    )
+                    progress.update(task, numbers=numbers)
+                case Evaluating(epoch):
+                    progress.update(task, description=f"epoch {epoch}/{epochs} validating")
+                case EpochEnded():
+                    text = _epoch_line(event, epochs, time.monotonic() - epoch_began)
+                    progress.console.print(text, markup=False, highlight=False)
+                    epoch_began = time.monotonic()
+                    yield event

@@ -1,0 +1,50 @@
+"""`ftrain info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .report import reported
+
+
+@reported
+def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
+    """Say what a run is, how far it came, and how good it is."""
+    from ftrain import checkpoint, runs
+
+    opened = runs.open_run(run)
+    settings, config = opened.settings, opened.config
+    data = config["data"]
+    typer.echo(f"run          {run}")
+    typer.echo(f"command      {' '.join(config['command'])}")
+    typer.echo(f"model        {settings.model}, {settings.image_size} px, {len(opened.classes)} classes")
+    typer.echo(
+        f"data         {data['train']['folder']} ({data['train']['images']} images), {data['val']['folder']} "
+        f"({data['val']['images']})"
+    )
+    typer.echo(
+        f"training     {settings.epochs} epochs, batch {settings.batch_size}, {settings.optimizer}, lr "
+        f"{settings.lr:g}, seed {settings.seed}"
+    )
+    typer.echo(
+        f"device       {config['device']}, {settings.precision}; "
+        + ", ".join(f"{k} {v}" for k, v in config["versions"].items())
+    )
+    epochs = [line for line in runs.read_metrics(opened) if line["kind"] == "epoch"]
+    if not epochs:
+        typer.echo("progress     no epoch is complete yet")
+        return
+    best = max(epochs, key=lambda line: line["val"]["accuracy"])
+    typer.echo(f"progress     {len(epochs)} of {settings.epochs} epochs")
+    typer.echo(
+        f"last         epoch {epochs[-1]['epoch']}: validation accuracy {epochs[-1]['val']['accuracy']:.1%}, loss "
+        f"{epochs[-1]['val']['loss']:.4f}"
+    )
+    typer.echo(
+        f"best         epoch {best['epoch']}: validation accuracy {best['val']['accuracy']:.1%}, loss "
+        f"{best['val']['loss']:.4f}"
+    )
+    typer.echo("checkpoints  " + ", ".join(path.name for path in checkpoint.find(opened.checkpoints)))

@@ -1,0 +1,40 @@
+"""The command `ftrain`. Modules that import torch are imported inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import ftrain
+
+from . import evaluate, fit, info, list_models, predict, report
+
+app = typer.Typer(
+    name="ftrain",
+    help="Train image classifiers. Start with: ftrain fit --model resnet34 --epochs 10",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("fit")(fit.fit)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("models")(list_models.models)
+app.command("info")(info.info)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ftrain {ftrain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+    report.tracebacks_wanted = debug

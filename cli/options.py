@@ -1,0 +1,80 @@
+"""The settings of a run as command-line options: read off the one table in ftrain.settings."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from ftrain.errors import SettingsError
+from ftrain.settings import Settings, flag, from_mapping
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes, beside its own parameters, an option for every setting, as **settings."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [_option(field) for field in attrs.fields(Settings)]
+    hints = {**typing.get_type_hints(command, include_extras=True), **{p.name: p.annotation for p in options}}
+    parameters = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in own] + options
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def given(context: typer.Context, config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the user gave: those of the config file, under those of the command line.
+
+    Raises:
+      SettingsError: for a config file that cannot be read, or an unknown name in it.
+    """
+    named = {
+        name: value
+        for name, value in values.items()
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    return {**_read_config(config), **named} if config else named
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--config {path} cannot be read as TOML: {error}") from error
+    return from_mapping(table, source=f"--config {path}")
+
+
+def _option(field: attrs.Attribute[Any]) -> inspect.Parameter:
+    kind: Any = typing.get_type_hints(Settings)[field.name]
+    default: Any = field.default
+    if typing.get_origin(kind) is tuple:  # numbers with commas between them; Settings takes them apart
+        kind, default = str, ",".join(f"{value:g}" for value in default)
+    names = [flag(field.name)]
+    if bool in (kind, *typing.get_args(kind)):
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+    option = typer.Option(
+        *names,
+        help=field.metadata["help"],
+        rich_help_panel=field.metadata["group"],
+        metavar=_metavar(field.name),
+        show_default=default is not None,
+    )
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, option],
+    )
+
+
+def _metavar(name: str) -> str | None:
+    if name in ("mean", "std"):
+        return "R,G,B"
+    if name in ("data", "train_dir", "val_dir", "out"):
+        return "DIR"
+    return {"model": "NAME", "weights": "NAME|FILE", "device": "DEVICE"}.get(name)

@@ -1,0 +1,75 @@
+"""Pictures of a run: its curves, and a confusion matrix."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ftrain import runs
+from ftrain.checkpoint import write_file
+from ftrain.runs import Run
+
+matplotlib.use("Agg")
+
+
+def draw_curves(run: Run) -> None:
+    """Writes curves.png: loss, accuracy and learning rate of the run so far."""
+    lines = runs.read_metrics(run)
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(
+            [line["step"] for line in steps], [line[name] for line in steps], color="0.75", lw=1, label="train, logged"
+        )
+        axes.plot(
+            [line["step"] for line in epochs],
+            [line["train"][name] for line in epochs],
+            "o-",
+            ms=3,
+            label="train, epoch",
+        )
+        axes.plot(
+            [line["step"] for line in epochs], [line["val"][name] for line in epochs], "o-", ms=3, label="validation"
+        )
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+    loss.legend()
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rate.plot([line["step"] for line in steps], [line.get("lr", float("nan")) for line in steps])
+    rate.set(title="learning rate", xlabel="step")
+    rate.grid(alpha=0.3)
+    figure.suptitle(f"{run.settings.model}: {run.folder.name}")
+    _write(figure, run.folder / "curves.png")
+
+
+def draw_confusion(confusion: Any, classes: Sequence[str], path: Path) -> None:
+    """Writes a picture of counts [C, C]: a row for each label, a column for each answer, shaded by share of the row."""
+    size = max(4.0, 0.55 * len(classes) + 2.0)
+    figure = Figure(figsize=(size + 1.0, size), layout="constrained")
+    axes = figure.subplots()
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, classes, parse_math=False)
+    axes.set(xlabel="answer", ylabel="label")
+    if len(classes) <= 40:
+        for row in ticks:
+            for column in ticks:
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_file(path, buffer.getvalue())

@@ -1,0 +1,59 @@
+"""What the user is told: notes, and errors as one message with an exit code."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+
+from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_CODES: dict[type[BaseException], int] = {
+    SettingsError: 2,
+    DataError: 65,
+    CheckpointError: 65,
+    TrainingError: 1,
+    KeyboardInterrupt: 130,
+}
+
+
+tracebacks_wanted = False  # set by `ftrain --debug`
+
+
+def note(text: str) -> None:
+    """One line beside the output proper."""
+    typer.echo(text, err=True)
+
+
+def reported(command: Command) -> Command:
+    """A command whose errors end it with one message and an exit code; `ftrain --debug` adds the traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if tracebacks_wanted:
+                raise
+            code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+            note(f"ftrain: {_message(error)}")
+            sys.exit(code)
+
+    return run  # type: ignore[return-value]
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; go on from the last epoch with --resume RUN"
+    if isinstance(error, tuple(EXIT_CODES)):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    return f"{type(error).__name__}: {error} (a fault of ftrain's: `ftrain --debug ...` shows where)"

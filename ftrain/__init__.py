@@ -1,0 +1,69 @@
+"""ftrain: a pure-functional image-classification trainer for PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftrain import data, losses, metrics, models, optim, random, schedules, testing
+    from ftrain.compile import DonatedError, compile_step
+    from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
+    from ftrain.metrics import Metrics
+    from ftrain.module import functionalize, normalized
+    from ftrain.optim import (
+        Optimizer,
+        Transform,
+        adagrad,
+        adam,
+        adamw,
+        chain,
+        clip_by_global_norm,
+        global_norm,
+        matrices_only,
+        sgd,
+    )
+    from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
+    from ftrain.state import TrainState, init_state
+    from ftrain.steps import eval_step, predict_step, train_step
+
+_NAMES_IN = {
+    "compile": ["DonatedError", "compile_step"],
+    "losses": ["binary_cross_entropy", "cross_entropy", "mean_squared_error"],
+    "metrics": ["Metrics"],
+    "module": ["functionalize", "normalized"],
+    "optim": [
+        "Optimizer",
+        "Transform",
+        "adagrad",
+        "adam",
+        "adamw",
+        "chain",
+        "clip_by_global_norm",
+        "global_norm",
+        "matrices_only",
+        "sgd",
+    ],
+    "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
+    "state": ["TrainState", "init_state"],
+    "steps": ["eval_step", "predict_step", "train_step"],
+}
+_MODULES = ["data", "losses", "metrics", "models", "optim", "random", "schedules", "testing"]
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, *_MODULES])
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Names are looked up when they are first used: `import ftrain` must not import torch, so that the command line is
+    # quick.
+    if name in _MODULES:
+        return importlib.import_module(f"ftrain.{name}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"ftrain.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'ftrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,206 @@
+"""Image files to uint8 RGB, decoding no more pixels than a crop needs.
+
+The rules, the same for every format: the first frame of an animation; EXIF orientation applied; transparent parts over
+white; 16-bit grey scaled to 8 bits, not clipped; everything else as Pillow converts it to RGB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+# The formats are imported by name because Pillow would otherwise import all of its fifty to look for one.
+from PIL import (  # noqa: F401
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+from PIL.ExifTags import Base as ExifTag
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from ftrain.errors import DataError, shown
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SLACK = 0.01  # pixels by which a box may stick out of the image, from rounding
+
+
+def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+    """The whole image as RGB, [3, height, width].
+
+    Raises:
+      DataError: if the file cannot be read as an image.
+    """
+    with open_image(path) as image, _as_data_error(path):
+        return _channels_first(_upright(image, _orientation(image)))
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """The image with its header read and its pixels not. Close it, or use it in a `with` statement.
+
+    Raises:
+      DataError: if the file cannot be read or is no image, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    with _as_data_error(path):
+        image = Image.open(path, formats=_FORMATS)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:  # for which Pillow only warns
+        image.close()
+        raise DataError(_unreadable(path, _too_large(f"{image.width} x {image.height}")))
+    return image
+
+
+def oriented_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width in pixels as the image is to be looked at, that is, with its EXIF orientation applied.
+
+    Nothing is decoded, except in a TIFF, and in a PNG, whose orientation may stand behind its pixels.
+
+    Args:
+      image: from `open_image`.
+
+    Raises:
+      DataError: if such a file cannot be read.
+    """
+    with _as_data_error(_path(image)):
+        return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+
+
+def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
+    """A part of the image, scaled to a square: RGB, contiguous [3, size, size].
+
+    The scaling is bilinear and antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and
+    1/8 at which the part still has `size` pixels on each side.
+
+    Args:
+      image: from `open_image`. A JPEG can be used once, since it is decoded for this box and size.
+      box: left, top, width and height of the part in pixels of the upright image (see `oriented_size`), which may lie
+        between pixels.
+      size: the side of the result in pixels.
+
+    Raises:
+      DataError: if the pixels cannot be decoded.
+      ValueError: if the box is empty or does not lie in the image, or if a JPEG is used again.
+    """
+    path = _path(image)
+    with _as_data_error(path):
+        orientation = _orientation(image)
+    left, top, width, height = box
+    columns, rows = (image.height, image.width) if orientation >= 5 else (image.width, image.height)
+    across = left >= -_SLACK and left + width <= columns + _SLACK
+    down = top >= -_SLACK and top + height <= rows + _SLACK
+    if not (width > 0 and height > 0 and across and down):
+        raise ValueError(f"a box (left, top, width, height) inside {columns} x {rows} pixels is needed; got {box}")
+    scale = 1
+    if isinstance(image, JpegImageFile):
+        if image.decoderconfig:
+            raise ValueError(f"{shown(path)} was decoded for another box; open it again")
+        scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * size)
+        image.draft("RGB", (image.width // scale, image.height // scale))
+    with _as_data_error(path):
+        pixels = _upright(image, orientation)
+        part = (
+            max(left / scale, 0.0),
+            max(top / scale, 0.0),
+            min((left + width) / scale, pixels.width),
+            min((top + height) / scale, pixels.height),
+        )
+        return _channels_first(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The decoded image, RGB or grey, turned as its orientation says."""
+    image.load()
+    pixels = _opaque(image)
+    return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The same pixels as RGB or L."""
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, and their range is unknown. Save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(layer, mask=layer)
+        return canvas
+    if image.mode in ("RGB", "L"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels have more than 16 bits, and their range is unknown. Save it with 8 or 16 bits")
+    scaled = (values + 128) // 257  # 65535 / 255 = 257
+    if "transparency" in image.info:  # one value that counts as transparent
+        scaled[values == image.info["transparency"]] = 255
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _channels_first(pixels: Image.Image) -> npt.NDArray[np.uint8]:
+    rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as in EXIF; 1 also where the EXIF block makes no sense."""
+    if isinstance(image, PngImageFile | TiffImageFile):
+        image.load()
+    if isinstance(image, TiffImageFile):
+        return 1  # Pillow has turned it
+    try:
+        orientation = image.getexif().get(ExifTag.Orientation, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _path(image: Image.Image) -> str:
+    return os.fsdecode(getattr(image, "filename", "") or "an image in memory")
+
+
+@contextmanager
+def _as_data_error(path: str | os.PathLike[str]) -> Generator[None]:
+    """Whatever goes wrong inside is the file's fault: Pillow raises errors of many kinds for broken files."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_unreadable(path, _too_large("too many"))) from error
+    except UnidentifiedImageError as error:
+        empty = os.path.getsize(path) == 0
+        cause = "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}, or breaks off early"
+        raise DataError(_unreadable(path, cause)) from error
+    except Exception as error:
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(_unreadable(path, cause)) from error
+
+
+def _unreadable(path: str | os.PathLike[str], cause: str) -> str:
+    return f"cannot read the image {shown(path)}: {shown(cause)}"
+
+
+def _too_large(pixels: str) -> str:
+    return f"it has {pixels} pixels, and more than {Image.MAX_IMAGE_PIXELS} may be an attack. Shrink or remove it"

@@ -1,0 +1,34 @@
+"""Which examples a batch holds, and the keys of the data: functions of the seed, the epoch and the step alone."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import ftrain.random
+
+
+def purpose_key(seed: int, purpose: str, epoch: int) -> torch.Tensor:
+    """The key for one purpose ("order", "augment") in one epoch, int64 [2]."""
+    return ftrain.random.fold_in(ftrain.random.fold_in(ftrain.random.key(seed), zlib.crc32(purpose.encode())), epoch)
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, examples: int) -> npt.NDArray[np.int64]:
+    """The order of the examples in an epoch: a permutation of 0 to examples - 1."""
+    order: npt.NDArray[np.int64] = ftrain.random.permutation(purpose_key(seed, "order", epoch), examples).numpy()
+    order.setflags(write=False)
+    return order
+
+
+def train_indices(seed: int, step: int, *, examples: int, batch_size: int) -> npt.NDArray[np.int64]:
+    """The examples of the batch that training step `step` takes, int64 [batch_size].
+
+    An epoch has examples // batch_size steps; the examples that do not fill a batch are left out, others in each epoch.
+    """
+    epoch, batch = divmod(step, examples // batch_size)
+    return epoch_order(seed, epoch, examples)[batch * batch_size : (batch + 1) * batch_size]

@@ -1,0 +1,73 @@
+"""The sample that ships with ftrain: 2,000 training and 500 validation images of Fashion-MNIST, as class folders."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+
+import platformdirs
+
+from ftrain.errors import shown
+
+_ARCHIVE = "fashion_mnist_sample.tar.xz"
+
+
+def sample_folder() -> Path:
+    """The folder that holds train/ and val/ of the sample, unpacked to the user's cache folder the first time.
+
+    The images are there completely or not at all, whatever other processes do and wherever this one is stopped.
+
+    Raises:
+      OSError: if the cache folder cannot be written.
+    """
+    packed = resources.files("ftrain.data").joinpath(_ARCHIVE).read_bytes()
+    cache = platformdirs.user_cache_path("ftrain")
+    folder = cache / f"fashion-mnist-sample-{hashlib.sha256(packed).hexdigest()[:12]}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _unpack(packed, folder)
+    except OSError as error:
+        raise OSError(
+            f"cannot unpack the sample images to {shown(folder)}: {error.strerror or error}. Make room there or make "
+            "it writable, set XDG_CACHE_HOME to a folder that is, or train on images of your own"
+        ) from error
+    return folder
+
+
+def _unpack(packed: bytes, folder: Path) -> None:
+    """Fills a folder beside `folder` and renames it, since that happens at once."""
+    filling = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        written = []
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                assert content is not None, member.name
+                path = filling / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+                written.append(path)
+        # A power failure must not leave the name without the content. In threads, since disks flush many files at once.
+        with ThreadPoolExecutor(16) as threads:
+            list(threads.map(_flush, written))
+        try:
+            filling.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was first
+                raise
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,261 @@
+"""From settings to the parts of a run: data, network, optimizer, steps. What the settings leave open is decided
+here."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import attrs
+import numpy as np
+import torch
+
+import ftrain.losses
+from ftrain import models, optim, schedules
+from ftrain.data.decode import open_image, oriented_size
+from ftrain.data.index import Index, scan
+from ftrain.data.load import Images
+from ftrain.data.sample import sample_folder
+from ftrain.errors import SettingsError
+from ftrain.losses import Loss
+from ftrain.module import Apply, Tensors, functionalize, normalized
+from ftrain.settings import Precision, Settings
+from ftrain.state import TrainState, init_state
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+LARGEST_DEFAULT_SIZE = 224
+SMALLEST_CROP = 0.35
+DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
+DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": ftrain.losses.cross_entropy,
+    "binary-cross-entropy": ftrain.losses.binary_cross_entropy,
+    "mean-squared-error": ftrain.losses.mean_squared_error,
+}
+
+
+@attrs.frozen
+class Network:
+    """A network ready to apply to uint8 images, its tensors on their device."""
+
+    apply: Apply
+    params: Tensors
+    buffers: Tensors
+    report: models.WeightsReport | None
+
+
+def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
+    """Settles what the settings leave open, from the data, the model and the device.
+
+    Returns:
+      The settings without None where a run needs a value, what the batches hold, and what to tell the user.
+
+    Raises:
+      SettingsError: for settings that do not fit each other, the model or this machine.
+      DataError: for folders that cannot be trained on.
+    """
+    model = usage(models.canonical, settings.model)
+    device = resolve_device(settings.device)
+    train_dir, val_dir, notes = _folders(settings)
+    train = usage(scan, train_dir)
+    val = usage(scan, val_dir, classes=train.classes)
+    if settings.batch_size > len(train):
+        raise SettingsError(
+            f"--batch-size is {settings.batch_size}, but {train_dir} holds only {len(train)} images; "
+            f"give a batch size of at most {len(train)}"
+        )
+    if settings.batch_size == 1:
+        notes.append("a batch size of 1 leaves BatchNorm nothing to normalise over; 16 or more is usual")
+    short_side = _typical_short_side(train)
+    image_size = settings.image_size or _default_size(model, short_side)
+    usage(models.check_size, model, image_size)
+    whole = short_side <= 1.15 * image_size
+    if settings.warmup_epochs >= settings.epochs and settings.schedule != "constant":
+        if settings.epochs > 1 or settings.warmup_epochs > 1:
+            raise SettingsError(
+                f"--warmup-epochs {settings.warmup_epochs:g} must be fewer than --epochs {settings.epochs}"
+            )
+        settings = attrs.evolve(settings, warmup_epochs=0.1)
+    settings = attrs.evolve(
+        settings,
+        model=model,
+        data=None,
+        train_dir=str(train_dir),
+        val_dir=str(val_dir),
+        image_size=image_size,
+        crop_scale=settings.crop_scale or (1.0 if whole else SMALLEST_CROP),
+        eval_batch_size=settings.eval_batch_size or settings.batch_size,
+        lr=settings.lr or DEFAULT_LR[settings.optimizer],
+        weight_decay=_default(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer]),
+        device=str(device),
+        workers=_default(
+            settings.workers, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+        ),
+        precision=_precision(settings.precision, device),
+        compile=_default(settings.compile, device.type == "cuda"),
+    )
+    return settings, images(settings, train, val), notes
+
+
+def images(settings: Settings, train: Index, val: Index) -> Images:
+    """What the batches of a run hold, by its resolved settings."""
+    assert settings.eval_batch_size and settings.image_size and settings.crop_scale
+    return Images(
+        train=train,
+        val=val,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        eval_batch_size=settings.eval_batch_size,
+        image_size=settings.image_size,
+        crop_scale=settings.crop_scale,
+        mirror=settings.flip,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a setting.
+
+    Raises:
+      SettingsError: for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} such device(s)" if count else "no CUDA device"
+            raise SettingsError(
+                f"--device {name} is not there: torch finds {found} on this machine; use --device cpu or auto"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(
+            "--device mps is not there: torch finds no Apple GPU on this machine; use --device cpu or auto"
+        )
+    return device
+
+
+def network(settings: Settings, classes: int, *, weights: str | None = None) -> Network:
+    """The network of resolved settings, freshly initialised from their seed.
+
+    Args:
+      weights: what to load into it, if anything.
+    """
+    assert settings.image_size
+    module = models.build(settings.model, classes=classes, image_size=settings.image_size, seed=settings.seed)
+    report = None
+    if weights:
+        report = usage(models.load_weights, module, weights, name=settings.model)
+    apply, params, buffers = functionalize(module.to(settings.device))
+    mean, std = settings.mean, settings.std
+    return Network(normalized(apply, mean=mean, std=std), params, buffers, report)
+
+
+def optimizer(settings: Settings, steps_per_epoch: int) -> optim.Optimizer:
+    """The optimizer of resolved settings."""
+    assert settings.lr and settings.weight_decay is not None
+    total = settings.epochs * steps_per_epoch
+    warmup = min(round(settings.warmup_epochs * steps_per_epoch), total - 1)
+    rate: schedules.Schedule
+    if settings.schedule == "cosine":
+        rate = schedules.warmup_cosine(settings.lr, total_steps=total, warmup_steps=warmup)
+    elif settings.schedule == "linear":
+        rate = schedules.warmup_linear(settings.lr, total_steps=total, warmup_steps=warmup)
+    elif settings.schedule == "step":
+        rate = schedules.step_decay(settings.lr, every=max(1, -(-total // 3)))
+    else:
+        rate = schedules.constant(settings.lr)
+    decay, mask = settings.weight_decay, optim.matrices_only
+    if settings.optimizer == "adamw":
+        base = optim.adamw(rate, weight_decay=decay, mask=mask)
+    elif settings.optimizer == "adam":
+        base = optim.adam(rate, weight_decay=decay, mask=mask)
+    elif settings.optimizer == "sgd":
+        nesterov = settings.momentum > 0
+        base = optim.sgd(rate, momentum=settings.momentum, nesterov=nesterov, weight_decay=decay, mask=mask)
+    else:
+        base = optim.adagrad(rate, weight_decay=decay, mask=mask)
+    if settings.clip_norm is None:
+        return base
+    return optim.chain(optim.clip_by_global_norm(settings.clip_norm), base)
+
+
+def training_loss(settings: Settings) -> Loss:
+    """The loss that training minimises."""
+    if settings.loss == "cross-entropy":
+        return functools.partial(ftrain.losses.cross_entropy, label_smoothing=settings.label_smoothing)
+    return LOSSES[settings.loss]
+
+
+def first_state(settings: Settings, net: Network, rule: optim.Optimizer) -> TrainState:
+    """The state before the first step."""
+    return init_state(net.params, net.buffers, rule, seed=settings.seed)
+
+
+def _folders(settings: Settings) -> tuple[Path, Path, list[str]]:
+    if (settings.train_dir is None) != (settings.val_dir is None):
+        raise SettingsError(
+            "--train-dir and --val-dir go together; give both, or --data for a folder that holds train/ and val/"
+        )
+    if settings.train_dir and settings.val_dir:
+        if settings.data:
+            raise SettingsError("give either --data, or --train-dir and --val-dir; got all of them")
+        return Path(settings.train_dir), Path(settings.val_dir), []
+    root = Path(settings.data or "data")
+    train, val = root / "train", root / "val"
+    if settings.data:
+        missing = [str(folder) for folder in (train, val) if not folder.is_dir()]
+        if missing:
+            raise SettingsError(
+                f"--data takes a folder that holds train/ and val/; there is no {' and no '.join(missing)}"
+            )
+    elif not (train.is_dir() and val.is_dir()):
+        root = sample_folder()
+        note = f"no data/train and data/val here: training on the sample of Fashion-MNIST in {root}"
+        return root / "train", root / "val", [note]
+    return train, val, []
+
+
+def usage(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls a function whose ValueError is about a setting."""
+    try:
+        return function(*args, **kwargs)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _default(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _typical_short_side(index: Index) -> int:
+    """The median of the shorter side of up to 64 images, evenly spread over the data."""
+    picks = np.unique(np.linspace(0, len(index) - 1, 64).astype(int))
+    sides = []
+    for position in picks:
+        with open_image(index.file(int(position))) as image:
+            sides.append(min(oriented_size(image)))
+    return int(np.median(sides))
+
+
+def _default_size(model: str, short_side: int) -> int:
+    """A multiple of 32 near the images' own size, at most 224 except for a model that needs more."""
+    start = min(LARGEST_DEFAULT_SIZE, max(32, round(short_side / 32) * 32))
+    size = start
+    while not models.fits(model, size):
+        size += 32
+    return size
+
+
+def _precision(name: Precision, device: torch.device) -> Precision:
+    if name != "auto":
+        return name
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

@@ -1,0 +1,146 @@
+"""The steps of training and evaluation: pure functions of a state and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import ftrain.random
+from ftrain.losses import Loss, cross_entropy
+from ftrain.metrics import Metrics, measure
+from ftrain.module import Apply, Tensors
+from ftrain.optim import Optimizer, global_norm
+from ftrain.state import TrainState
+from ftrain.transforms import tracing
+
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+
+# What an auxiliary classifier's loss counts beside the main one (Szegedy et al., Going deeper with convolutions, 2015).
+AUXILIARY_WEIGHT = 0.3
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    optimizer: Optimizer,
+    loss: Loss = cross_entropy,
+    precision: torch.dtype = torch.float32,
+    donate: bool = False,
+) -> tuple[TrainState, Metrics]:
+    """One step of training.
+
+    Args:
+      state: where training stands.
+      batch: (inputs, labels) or (inputs, labels, weights): inputs as `apply` takes them, B of them; labels as `loss`
+        takes them; weights float [B], what each example counts in the mean that is minimised. A weight of 0 leaves it
+        out.
+      apply: the network, from `functionalize`. A named tuple of outputs with a field `logits` is that and auxiliary
+        logits, whose losses count 0.3 each (inception_v3, googlenet).
+      optimizer: from `ftrain.optim`.
+      loss: (logits [B, C], labels) -> [B].
+      precision: float32, or bfloat16 to run the network under autocast; parameters and loss stay float32.
+      donate: the new state may be written into the memory of the old one, which is then gone.
+
+    Returns:
+      The state after the step, and the metrics of the batch: loss, correct, count, nonfinite; lr and grad_norm (L2 norm
+      of all gradients, before any clipping).
+    """
+    inputs, labels, weights = _unpack(batch)
+    key = ftrain.random.fold_in(state.key, state.step)
+
+    def objective(params: Tensors) -> tuple[Tensor, tuple[Metrics, Tensors]]:
+        with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
+            outputs, buffers = apply(params, state.buffers, inputs, train=True, key=key)
+        logits, auxiliary = _split_outputs(outputs)
+        losses = loss(logits, labels)
+        total = _weighted_mean(losses, weights)
+        for extra in auxiliary:
+            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(extra, labels), weights)
+        return total, (measure(logits, labels, losses, weights), buffers)
+
+    grads, (metrics, buffers) = _grad(objective, state.params)
+    options: dict[str, Any] = {"donate": True} if donate else {}
+    params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
+    new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
+    return new_state, _with_step_sums(metrics, grads, optimizer, state.step)
+
+
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    apply: Apply,
+    loss: Loss = cross_entropy,
+    precision: torch.dtype = torch.float32,
+) -> Metrics:
+    """The metrics of a batch under the state's network in evaluation mode. Arguments as for `train_step`."""
+    inputs, labels, weights = _unpack(batch)
+    logits = predict_step(state, inputs, apply=apply, precision=precision)
+    return measure(logits, labels, loss(logits, labels), weights)
+
+
+def predict_step(
+    state: TrainState, inputs: Any, *, apply: Apply, precision: torch.dtype = torch.float32
+) -> Float[Tensor, "B C"]:
+    """The logits of the state's network in evaluation mode."""
+    with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
+        outputs, _ = apply(state.params, state.buffers, inputs, train=False)
+    return _split_outputs(outputs)[0]
+
+
+def _unpack(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, labels, *rest = batch
+    weights = rest[0] if rest else torch.ones(labels.shape[:1], device=labels.device)
+    return inputs, labels, weights
+
+
+def _split_outputs(outputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """The main logits and the auxiliary ones, in float32 or wider."""
+    named = getattr(outputs, "_asdict", None)
+    fields = named() if named else {"logits": outputs}
+    wide = {name: value.float() if value.itemsize < 4 else value for name, value in fields.items() if value is not None}
+    return wide.pop("logits"), list(wide.values())
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    weights = weights.to(losses.dtype)
+    # Left out means left out: not even a nan times 0.
+    total = torch.where(weights > 0, losses, 0.0).mul(weights).sum()
+    return total / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+def _grad(
+    objective: Callable[[Tensors], tuple[Tensor, tuple[Metrics, Tensors]]], params: Tensors
+) -> tuple[Tensors, tuple[Metrics, Tensors]]:
+    if tracing(params):
+        grads, (_, aux) = torch.func.grad_and_value(objective, has_aux=True)(params)
+        return grads, aux
+    # Eager autograd gives the same gradients without functorch's wrapping, which costs up to a fifth of the step.
+    leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
+    with torch.enable_grad():
+        total, aux = objective(leaves)
+        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.detach, aux)
+
+
+def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step: Tensor) -> Metrics:
+    wide = metrics.loss.dtype
+    norm = global_norm(grads).to(wide)
+    sums = {"steps": torch.ones_like(metrics.loss), "grad_norm": norm}
+    if optimizer.learning_rate is not None:
+        sums["lr"] = optimizer.learning_rate(step).to(wide)
+    return Metrics(
+        loss=metrics.loss,
+        correct=metrics.correct,
+        count=metrics.count,
+        nonfinite=torch.maximum(metrics.nonfinite, (~torch.isfinite(norm)).to(wide)),
+        per_example=metrics.per_example,
+        per_step=sums,
+    )

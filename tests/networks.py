@@ -1,0 +1,61 @@
+"""The networks that the steps are tested with."""
+
+import torch
+import torchvision
+
+CLASSES = 5
+
+
+def linear():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, CLASSES)), 8
+
+
+def convnet():
+    return (
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.5),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(8, CLASSES),
+        ),
+        8,
+    )
+
+
+def resnet18():
+    return torchvision.models.resnet18(num_classes=CLASSES), 32
+
+
+def mobilenet_v3_small():
+    return torchvision.models.mobilenet_v3_small(num_classes=CLASSES), 32
+
+
+def small_vit():
+    """vit_b_16, cut down."""
+    return (
+        torchvision.models.VisionTransformer(
+            image_size=32,
+            patch_size=16,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=32,
+            num_classes=CLASSES,
+            dropout=0.1,
+            attention_dropout=0.1,
+        ),
+        32,
+    )
+
+
+ALL = {build.__name__: build for build in (linear, convnet, resnet18, mobilenet_v3_small, small_vit)}
+
+
+def made(name, seed=0):
+    """The network of a name and its image size, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ALL[name]()

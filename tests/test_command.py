@@ -1,0 +1,300 @@
+"""The command, end to end, on small folders of images that the tests make."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from ftrain_cli.main import app
+from PIL import Image
+from typer.testing import CliRunner
+
+import ftrain
+
+MODEL = "shufflenet_v2_x0_5"
+QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 40, 50)}
+
+
+def make_images(folder, per_class, seed=0):
+    """Noisy pictures of one colour a class."""
+    noise = np.random.default_rng(seed)
+    for name, color in CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = np.clip(np.array(color) + noise.normal(0, 25, (36, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_images(root / "train", 6)
+    make_images(root / "val", 3, seed=1)
+    return root
+
+
+def ftrain_command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = ftrain_command("fit", "--data", data, *QUICK, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def params_of(folder):
+    last = max((folder / "checkpoints").iterdir())
+    return safetensors.torch.load_file(last / "state.safetensors")
+
+
+def test_a_run_leaves_what_it_says(run, data):
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["model"] == MODEL
+    assert config["settings"]["image_size"] == 32
+    assert config["settings"]["crop_scale"] == 1.0
+    assert config["settings"]["lr"] == 0.001
+    assert config["settings"]["train_dir"] == str(data / "train")
+    assert config["versions"]["torch"] == torch.__version__
+    assert json.loads((run / "classes.json").read_text()) == ["blue", "green", "red"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
+        ("step", 1, 4),
+        ("epoch", 1, 4),
+        ("step", 2, 8),
+        ("epoch", 2, 8),
+    ]
+    assert lines[1]["val"]["count"] == 9
+    assert lines[0]["count"] == 16
+    assert is_png(run / "curves.png")
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert "step_00000008" in names
+    assert names <= {"step_00000004", "step_00000008"}
+    assert list(run.rglob(".*")) == []
+
+
+def test_resumed_between_epochs_ends_with_the_same_bits(run, data, tmp_path):
+    # The first epoch of a run is cut out of it, as if it had been stopped there.
+    stopped = tmp_path / "stopped"
+    code = (
+        "import sys; from ftrain_cli.main import app; from ftrain import checkpoint\n"
+        "save = checkpoint.save\n"
+        "def save_and_stop(*arguments):\n"
+        "    save(*arguments); raise KeyboardInterrupt\n"
+        "checkpoint.save = save_and_stop\n"
+        "app()"
+    )
+    arguments = ["fit", "--data", str(data), *QUICK, "--out", str(stopped)]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 130, result.stderr
+    assert "interrupted" in result.stderr
+    assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step_00000004"]
+    result = ftrain_command("fit", "--resume", stopped, "--workers", 2)
+    assert result.exit_code == 0, result.output
+    assert "going on from step 4 of 8" in result.output
+    whole, resumed = params_of(run), params_of(stopped)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 4, 8, 8]
+
+
+def test_resuming_a_complete_run_says_so(run):
+    result = ftrain_command("fit", "--resume", run)
+    assert result.exit_code == 0
+    assert "is complete" in result.output
+
+
+def test_resuming_under_another_learning_rate_is_refused(run):
+    result = ftrain_command("fit", "--resume", run, "--lr", "0.5")
+    assert result.exit_code == 2
+    assert "its result would change: --lr was 0.001, is 0.5" in result.output
+
+
+def test_save_station_keeps_every_epoch_from_there(data, tmp_path):
+    arguments = [*QUICK, "--epochs", "4", "--save-station", "2", "--out", tmp_path / "run"]
+    result = ftrain_command("fit", "--data", data, *arguments)
+    assert result.exit_code == 0, result.output
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert {"step_00000008", "step_00000012", "step_00000016"} <= kept
+
+
+def test_evaluate(run, data, tmp_path):
+    result = ftrain_command("evaluate", run, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    rows = list(csv.reader((tmp_path / "confusion.csv").read_text().splitlines()))
+    assert rows[0] == ["label \\ answer", "blue", "green", "red"]
+    counts = np.array([[int(cell) for cell in row[1:]] for row in rows[1:]])
+    assert counts.sum(axis=1).tolist() == [3, 3, 3]
+    assert document["accuracy"] == pytest.approx(counts.trace() / 9)
+    assert document["classes"]["red"]["recall"] == pytest.approx(counts[2, 2] / 3)
+    assert is_png(tmp_path / "confusion.png")
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    best = max((line["val"] for line in logged if line["kind"] == "epoch"), key=lambda val: val["accuracy"])
+    assert document["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+def test_predict(run, data):
+    files = [data / "val" / "red" / "0.png", data / "val" / "blue"]
+    result = CliRunner().invoke(app, ["predict", str(run), *map(str, files), "--json", "--top", "2"])
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    assert [Path(answer["image"]).name for answer in answers] == ["0.png", "0.png", "1.png", "2.png"]
+    assert all(len(answer["classes"]) == 2 for answer in answers)
+    assert all(0.0 <= c["probability"] <= 1.0 for answer in answers for c in answer["classes"])
+    table = CliRunner().invoke(app, ["predict", str(run), str(data / "val" / "*" / "1.png"), "--csv", "--top", "3"])
+    rows = list(csv.DictReader(table.stdout.splitlines()))
+    assert len(rows) == 9
+    assert sum(float(row["probability"]) for row in rows[:3]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_info(run):
+    result = ftrain_command("info", run)
+    assert result.exit_code == 0
+    assert "2 of 2 epochs" in result.output
+    assert MODEL in result.output
+
+
+def test_models():
+    result = CliRunner().invoke(app, ["models", "resnet18"])
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].split() == ["resnet18", "11.7", "M", "1", "px"]
+    assert ftrain_command("models", "lstm").exit_code == 2
+
+
+def test_dry_run_keeps_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = ftrain_command("fit", "--data", data, *QUICK, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "dry run: shufflenet_v2_x0_5 takes 32 px, batch 4, on cpu" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_of_the_working_folder_is_used(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(data)
+    result = ftrain_command("fit", *QUICK, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "sample" not in result.output
+
+
+def test_config_file_under_the_flags(data, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('batch-size = 4\nlr = 0.25\noptimizer = "sgd"\nmean = [0.5, 0.5, 0.5]\n')
+    out = tmp_path / "run"
+    arguments = ["--model", MODEL, "--epochs", 1, "--device", "cpu", "--workers", 0, "--lr", 0.5, "--out", out]
+    result = ftrain_command("fit", "--data", data, "--config", config, *arguments)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((out / "config.json").read_text())["settings"]
+    assert (settings["batch_size"], settings["lr"], settings["optimizer"]) == (4, 0.5, "sgd")
+    assert settings["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_weights_from_a_file_with_another_head(data, tmp_path):
+    network = ftrain.models.build(MODEL, classes=7, image_size=32, seed=5)
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(network.state_dict(), weights)
+    out = tmp_path / "run"
+    result = ftrain_command("fit", "--data", data, *QUICK, "--epochs", 1, "--weights", weights, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "fc.weight: [7, 1024] does not fit [3, 1024]" in result.output
+
+
+def refused(code, message, *arguments):
+    result = ftrain_command(*arguments)
+    text = " ".join(result.output.replace("│", " ").split())
+    assert message in text, text
+    assert result.exit_code == code
+    assert "Traceback" not in text
+
+
+def test_usage_errors(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit = ("fit", "--data", data, "--device", "cpu", "--workers", 0)
+    refused(2, "No such option: --modle", "fit", "--modle", "resnet18")
+    refused(2, "--model", "fit", "--modle", "resnet18")
+    refused(2, "the nearest are resnet34", *fit, "--model", "resnet33")
+    refused(2, "--lr takes a number > 0; got -1.0", *fit, "--lr", "-1")
+    refused(2, "--epochs takes a whole number >= 1; got 0", *fit, "--epochs", 0)
+    refused(2, "holds only 18 images; give a batch size of at most 18", *fit, "--batch-size", 19)
+    refused(2, "--device takes auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
+    refused(2, "no such folder: nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
+    refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
+    refused(2, "--train-dir and --val-dir go together", "fit", "--train-dir", data / "train")
+    refused(2, "is not the folder of a run", "fit", "--resume", tmp_path)
+    refused(
+        2,
+        "vit_b_16 trains on images of a multiple of 16 px; got an image size of 40; use 32 or 48",
+        *fit,
+        *QUICK,
+        "--model",
+        "vit_b_16",
+        "--image-size",
+        40,
+    )
+    (tmp_path / "bad.toml").write_text("batch_sise = 3\n")
+    refused(2, "no setting is called 'batch_sise'; did you mean 'batch-size'?", *fit, "--config", "bad.toml")
+    (tmp_path / "worse.toml").write_text("batch_size = \n")
+    refused(2, "cannot be read as TOML", *fit, "--config", "worse.toml")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    refused(2, "full is not empty", *fit, *QUICK, "--out", "full")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_cuda_device_that_is_not_there(data):
+    refused(2, "--device cuda is not there: torch finds no CUDA device", "fit", "--data", data, "--device", "cuda")
+
+
+def test_data_errors(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    val = ("--val-dir", data / "val")
+    make_images(tmp_path / "strange" / "train", 4)
+    (tmp_path / "strange" / "train" / "red").rename(tmp_path / "strange" / "train" / "rot")
+    refused(65, 'the class folder "red"', "fit", "--train-dir", "strange/train", *val)
+    (tmp_path / "empty").mkdir()
+    refused(65, "no class folders in empty", "fit", "--train-dir", "empty", *val)
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "one" / "cat" / "a.png")
+    refused(65, "only one class folder in one", "fit", "--train-dir", "one", *val)
+    (tmp_path / "one" / "dog").mkdir()
+    refused(65, 'no images in the class folder "dog"', "fit", "--train-dir", "one", *val)
+    make_images(tmp_path / "broken", 4)
+    (tmp_path / "broken" / "red" / "2.png").write_bytes(b"no image")
+    arguments = ["--train-dir", "broken", *val, *QUICK, "--workers", 2, "--out", "run"]
+    refused(65, "cannot read the image broken/red/2.png", "fit", *arguments)
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from ftrain_cli.main import app\n"
+        "try: app(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert result.stdout.splitlines()[-1] == "False"
+    assert "--save-station" in result.stdout
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = ftrain_command("--debug", "fit", "--data", tmp_path / "nowhere")
+    assert "there is no" in str(result.exception)
+    assert ftrain_command("fit", "--data", tmp_path / "nowhere").exit_code == 2

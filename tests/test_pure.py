@@ -1,0 +1,190 @@
+"""The six meanings of "pure", for every step that ftrain ships and a table of networks."""
+
+import functools
+
+import networks
+import pytest
+import torch
+
+import ftrain
+from ftrain.testing import MEANINGS, assert_pure
+
+SLOW_TO_COMPILE = ("resnet18", "mobilenet_v3_small", "small_vit")
+CASES = [
+    pytest.param(name, meaning, marks=[pytest.mark.slow] if name in SLOW_TO_COMPILE else [], id=f"{name}-{meaning}")
+    for name in networks.ALL
+    for meaning in MEANINGS
+]
+
+
+@functools.cache
+def parts(name):
+    network, size = networks.made(name)
+    apply, params, buffers = ftrain.functionalize(network)
+    optimizer = ftrain.sgd(
+        ftrain.warmup_cosine(0.05, total_steps=10, warmup_steps=2), momentum=0.9, nesterov=True, weight_decay=1e-3
+    )
+    state = ftrain.init_state(params, buffers, optimizer, seed=3)
+    images = ftrain.random.normal(ftrain.random.key(1), (4, 3, size, size))
+    batch = (images, torch.tensor([0, 1, 2, 4]), torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    return apply, optimizer, state, batch
+
+
+@functools.cache
+def bound_train_step(name):
+    apply, optimizer, _, _ = parts(name)
+    return functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
+
+
+@functools.cache
+def bound_eval_step(name):
+    return functools.partial(ftrain.eval_step, apply=parts(name)[0])
+
+
+@pytest.mark.parametrize(("name", "meaning"), CASES)
+def test_train_step_is_pure(name, meaning):
+    _, _, state, batch = parts(name)
+    assert_pure(bound_train_step(name), state, batch, meanings=[meaning])
+
+
+@pytest.mark.parametrize(("name", "meaning"), CASES)
+def test_eval_step_is_pure(name, meaning):
+    _, _, state, batch = parts(name)
+    assert_pure(bound_eval_step(name), state, batch, meanings=[meaning])
+
+
+@pytest.mark.parametrize("name", ["linear", "convnet"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ftrain.adamw(1e-3),
+        ftrain.adam(1e-3, weight_decay=1e-2),
+        ftrain.adagrad(1e-2),
+        ftrain.chain(ftrain.clip_by_global_norm(0.5), ftrain.adamw(1e-3, mask=ftrain.matrices_only)),
+    ],
+    ids=["adamw", "adam", "adagrad", "clipped adamw"],
+)
+def test_train_step_is_pure_with_every_optimizer(name, optimizer):
+    apply, _, state, batch = parts(name)
+    state = ftrain.init_state(state.params, state.buffers, optimizer, seed=3)
+    assert_pure(functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer), state, batch)
+
+
+@pytest.mark.parametrize("name", ["linear", "convnet"])
+def test_train_step_is_pure_under_autocast(name):
+    apply, optimizer, state, batch = parts(name)
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, precision=torch.bfloat16)
+    assert_pure(step, state, batch, meanings=["inputs unchanged", "repeatable", "one graph"])
+
+
+def test_inductor_compiles_one_graph_that_says_the_same():
+    _, _, state, batch = parts("convnet")
+    step = bound_train_step("convnet")
+    torch._dynamo.reset()
+    compiled = ftrain.compile_step(step)
+    eager_state = state
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(5):
+            state, metrics = compiled(state, batch)
+            eager_state, eager_metrics = step(eager_state, batch)
+            assert metrics.compute() == pytest.approx(eager_metrics.compute(), rel=1e-4)
+    assert int(state.step) == 5
+
+
+def test_dropout_differs_from_step_to_step_and_with_the_key():
+    apply, _, params_buffers, (images, *_) = parts("convnet")
+    state = params_buffers
+
+    def outputs(step, seed):
+        key = ftrain.random.fold_in(ftrain.random.key(seed), step)
+        return apply(state.params, state.buffers, images, train=True, key=key)[0]
+
+    assert torch.equal(outputs(0, 3), outputs(0, 3))
+    assert not torch.equal(outputs(0, 3), outputs(1, 3))
+    assert not torch.equal(outputs(0, 3), outputs(0, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("linear", lambda lr: ftrain.sgd(lr, momentum=0.9)),
+        ("convnet", lambda lr: ftrain.sgd(lr, momentum=0.9, nesterov=True)),
+        ("convnet", ftrain.adamw),
+        pytest.param("small_vit", ftrain.adamw, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", ftrain.sgd, marks=pytest.mark.slow),
+        pytest.param("resnet18", ftrain.sgd, marks=pytest.mark.slow),
+    ],
+)
+def test_hypergradient_of_the_learning_rate_equals_finite_differences(name, make):
+    apply, _, state, (images, labels, _) = parts(name)
+    wide = lambda tree: {name: t.double() if t.is_floating_point() else t for name, t in tree.items()}  # noqa: E731
+    params, buffers, batch = wide(state.params), wide(state.buffers), (images.double(), labels)
+
+    def later_loss(lr):
+        optimizer = make(lr)
+        current = ftrain.init_state(params, buffers, optimizer, seed=3)
+        for _ in range(3):
+            current, metrics = ftrain.train_step(current, batch, apply=apply, optimizer=optimizer)
+        return metrics.loss / metrics.count
+
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    slope = torch.func.grad(later_loss)(lr).item()
+    distance = 1e-8
+    expected = ((later_loss(lr + distance) - later_loss(lr - distance)) / (2 * distance)).item()
+    assert abs(expected) > 1e-3
+    assert slope == pytest.approx(expected, rel=1e-4)
+
+
+def test_eager_and_traced_paths_agree_to_rounding():
+    apply, optimizer, state, batch = parts("convnet")
+    alone, metrics = ftrain.train_step(state, batch, apply=apply, optimizer=optimizer)
+    add_axis = functools.partial(torch.utils._pytree.tree_map, lambda leaf: leaf[None])
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
+    traced, traced_metrics = torch.func.vmap(step, in_dims=(0, None))(add_axis(state), batch)
+    assert metrics.loss.item() == pytest.approx(traced_metrics.loss.item(), rel=1e-6)
+    for name, param in alone.params.items():
+        torch.testing.assert_close(param, traced.params[name][0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_weight_of_zero_leaves_an_example_out_even_if_it_is_nan():
+    apply, optimizer, state, (images, labels, _) = parts("linear")
+    spoilt = images.clone()
+    spoilt[3] = torch.nan
+    full, full_metrics = ftrain.train_step(state, (images[:3], labels[:3]), apply=apply, optimizer=optimizer)
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    clean = images.clone()
+    clean[3] = 0.0
+    masked, metrics = ftrain.train_step(state, (clean, labels, weights), apply=apply, optimizer=optimizer)
+    for name, param in full.params.items():
+        torch.testing.assert_close(param, masked.params[name], rtol=1e-6, atol=1e-7)
+    assert metrics.count.item() == 3.0
+    judged = ftrain.eval_step(state, (spoilt, labels, weights), apply=apply)
+    assert judged.compute()["loss"] == pytest.approx(full_metrics.compute()["loss"], rel=1e-6)
+
+
+def test_donated_state_is_written_over_and_raises_when_touched():
+    _, _, state, batch = parts("linear")
+    step = bound_train_step("linear")
+    expected, _ = step(state, batch)
+    torch._dynamo.reset()
+    copy = torch.utils._pytree.tree_map(torch.clone, state)
+    memory = {name: param.data_ptr() for name, param in copy.params.items()}
+    donating = ftrain.compile_step(step, donate=True, backend="aot_eager")
+    new, _ = donating(copy, batch)
+    assert {name: param.data_ptr() for name, param in new.params.items()} == memory
+    for name, param in expected.params.items():
+        torch.testing.assert_close(param, new.params[name], rtol=1e-6, atol=1e-7)
+    with pytest.raises(ftrain.DonatedError, match="this state was donated to a step"):
+        _ = copy.params
+    with pytest.raises(ftrain.DonatedError):
+        donating(copy, batch)
+
+
+def test_eager_donation_gives_the_same_bits_in_the_same_memory():
+    apply, optimizer, state, batch = parts("convnet")
+    expected, _ = ftrain.train_step(state, batch, apply=apply, optimizer=optimizer)
+    copy = torch.utils._pytree.tree_map(torch.clone, state)
+    memory = {name: param.data_ptr() for name, param in copy.params.items()}
+    new, _ = ftrain.train_step(copy, batch, apply=apply, optimizer=optimizer, donate=True)
+    assert {name: param.data_ptr() for name, param in new.params.items()} == memory
+    assert all(torch.equal(param, new.params[name]) for name, param in expected.params.items())

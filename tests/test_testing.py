@@ -1,0 +1,189 @@
+"""Every check of assert_pure can fail, and says by which tensor."""
+
+import functools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import ftrain
+from ftrain.frozen import frozen
+from ftrain.testing import ImpureStepError, assert_pure
+
+
+@frozen
+class State:
+    step: torch.Tensor
+    params: dict
+    key: torch.Tensor
+
+
+@frozen
+class Result:
+    loss: torch.Tensor
+
+
+def state():
+    return State(torch.zeros((), dtype=torch.int64), {"w": torch.ones(3)}, ftrain.random.key(0))
+
+
+BATCH = (torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2.0]))
+
+
+def pure(state, batch):
+    inputs, targets = batch
+    grads, loss = torch.func.grad_and_value(lambda w: ((inputs @ w - targets) ** 2).mean())(state.params["w"])
+    noise = ftrain.random.normal(ftrain.random.fold_in(state.key, state.step), (3,)).to(grads.dtype)
+    return State(state.step + 1, {"w": state.params["w"] - 0.01 * grads + 0.001 * noise}, state.key), Result(loss)
+
+
+def test_a_pure_step_passes():
+    assert_pure(pure, state(), BATCH)
+
+
+def test_unknown_meaning():
+    with pytest.raises(ValueError, match="a meaning of pure is one of inputs unchanged, repeatable, .*; got 'nice'"):
+        assert_pure(pure, state(), BATCH, meanings=["nice"])
+
+
+def changes_state(state, batch):
+    state.params["w"].add_(1.0)
+    return pure(state, batch)
+
+
+def changes_batch(state, batch):
+    result = pure(state, batch)
+    batch[0].mul_(2.0)
+    return result
+
+
+def moves_torch(state, batch):
+    torch.rand(1)
+    return pure(state, batch)
+
+
+def moves_python(state, batch):
+    random.random()
+    return pure(state, batch)
+
+
+def moves_numpy(state, batch):
+    np.random.rand()
+    return pure(state, batch)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            changes_state,
+            r"meaning 1, inputs unchanged, .*\['state'\]\.params\['w'\] is not the same .* difference is 1",
+        ),
+        (changes_batch, r"meaning 1, inputs unchanged, .*\['batch'\]\[0\] is not the same"),
+        (moves_torch, "moved torch's global generator"),
+        (moves_python, "moved Python's random"),
+        (moves_numpy, "moved numpy's global generator"),
+    ],
+)
+def test_inputs_unchanged_can_fail(step, message):
+    with pytest.raises(ImpureStepError, match=message):
+        assert_pure(step, state(), BATCH, meanings=["inputs unchanged"])
+
+
+def test_inputs_unchanged_watches_modules_behind_the_step():
+    module = torch.nn.BatchNorm1d(3)
+
+    def step(state, batch, *, network):
+        network(batch[0].repeat(2, 1))
+        return pure(state, batch)
+
+    with pytest.raises(ImpureStepError, match=r"module 0 \(BatchNorm1d\)'\]\['running_mean'\] is not the same"):
+        assert_pure(functools.partial(step, network=module), state(), BATCH, meanings=["inputs unchanged"])
+
+
+def test_repeatable_can_fail_by_a_counter():
+    calls = []
+
+    def step(state, batch):
+        calls.append(1)
+        new, result = pure(state, batch)
+        return new, Result(result.loss + len(calls))
+
+    with pytest.raises(
+        ImpureStepError, match=r"meaning 2, repeatable, .*\.loss is not the same by the first call and the second"
+    ):
+        assert_pure(step, state(), BATCH, meanings=["repeatable"])
+
+
+def test_repeatable_can_fail_by_global_randomness():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        return new, Result(result.loss + torch.rand(()))
+
+    with pytest.raises(ImpureStepError, match="meaning 2, repeatable"):
+        assert_pure(step, state(), BATCH, meanings=["repeatable"])
+
+
+def test_one_graph_can_fail_by_a_break():
+    def step(state, batch):
+        torch._dynamo.graph_break()
+        return pure(state, batch)
+
+    with pytest.raises(ImpureStepError, match="meaning 3, one graph, .* does not compile as one graph"):
+        assert_pure(step, state(), BATCH, meanings=["one graph"])
+
+
+def test_one_graph_can_fail_by_a_recompile():
+    calls = {"n": 0}
+
+    def step(state, batch):
+        calls["n"] += 1
+        new, result = pure(state, batch)
+        return new, Result(result.loss * calls["n"])
+
+    with pytest.raises(ImpureStepError, match="meaning 3, one graph, .* compiled again in one of 5 calls"):
+        assert_pure(step, state(), BATCH, meanings=["one graph"])
+
+
+def test_vmap_can_fail_by_a_host_read():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        return new, Result(result.loss + float(state.params["w"][0]))
+
+    with pytest.raises(ImpureStepError, match="meaning 4, vmap, .* does not run under vmap"):
+        assert_pure(step, state(), BATCH, meanings=["vmap"])
+
+
+def test_vmap_can_fail_by_members_that_see_each_other():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        inside = torch._C._functorch.peek_interpreter_stack() is not None
+        return new, Result(result.loss + (1.0 if inside else 0.0))
+
+    with pytest.raises(
+        ImpureStepError, match=r"meaning 4, vmap, .*\.loss is not the same by the step alone and member 0"
+    ):
+        assert_pure(step, state(), BATCH, meanings=["vmap"])
+
+
+def test_differentiable_can_fail_by_a_cut_graph():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        return State(new.step, {"w": new.params["w"].detach()}, new.key), result
+
+    with pytest.raises(
+        ImpureStepError, match="meaning 5, differentiable, .* has the derivative 0; finite differences give"
+    ):
+        assert_pure(step, state(), BATCH, meanings=["differentiable"])
+
+
+def test_draws_can_fail_by_a_global_draw():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        return new, Result(result.loss + torch.rand(()))
+
+    with pytest.raises(
+        ImpureStepError, match=r"meaning 6, draws, .*\.loss is not the same by the step in eager mode and"
+    ):
+        assert_pure(step, state(), BATCH, meanings=["draws"])
