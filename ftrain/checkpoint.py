@@ -46,7 +46,9 @@ def save(folder: Path, state: TrainState, manifest: Mapping[str, Any]) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        data = safetensors.torch.save({path: tensor.cpu().contiguous() for path, tensor in _named(state).items()})
+        # Cloned, because tensors that share memory are refused.
+        tensors = {path: tensor.cpu().contiguous().clone() for path, tensor in _named(state).items()}
+        data = safetensors.torch.save(tensors)
         _write(temporary / TENSORS, data)
         document = {
             "format": FORMAT,
@@ -110,7 +112,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def find(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def prune(folder: Path, keep: set[Path]) -> None:
@@ -118,7 +121,10 @@ def prune(folder: Path, keep: set[Path]) -> None:
     for path in find(folder):
         if path not in keep:
             # Renamed first, so that a folder with a checkpoint's name is never half of one.
-            doomed = path.rename(path.with_name(f".{path.name}.removed"))
+            doomed = path.with_name(f".{path.name}.removed")
+            if doomed.exists():  # left by a process that was stopped here
+                shutil.rmtree(doomed)
+            path.rename(doomed)
             shutil.rmtree(doomed)
 
 

@@ -166,10 +166,11 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
         weights=net.report,
     )
     take, judge = _steps(settings, net, rule)
-    jobs = [job for epoch in range(step // per_epoch, settings.epochs) for job in images.epoch_jobs(epoch)]
+    epochs = range(step // per_epoch, settings.epochs)
+    jobs = [job for epoch in epochs for job in images.train_jobs(epoch) + images.val_jobs()]
     batches = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
     log = _Log(run, settings.log_every, per_epoch, settings.batch_size)
-    for epoch in range(step // per_epoch + 1, settings.epochs + 1):
+    for epoch in range(epochs.start + 1, epochs.stop + 1):
         began = time.monotonic()
         for _ in range(per_epoch):
             state, metrics = take(state, _on(device, next(batches)))
@@ -195,7 +196,7 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     net = prepare.network(settings, len(images.train.classes), weights=settings.weights)
     rule = prepare.optimizer(settings, images.steps_per_epoch)
     take, judge = _steps(settings, net, rule)
-    batches = load(images, [images.epoch_jobs(0)[0], images.val_jobs()[0]], workers=0)
+    batches = load(images, [images.train_jobs(0)[0], images.val_jobs()[0]])
     state, metrics = take(prepare.first_state(settings, net, rule), _on(device, next(batches)))
     judge(state, _on(device, next(batches))).compute()
     values: dict[str, float] = metrics.compute()

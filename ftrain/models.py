@@ -103,8 +103,8 @@ def canonical(name: str) -> str:
 def smallest_size(name: str) -> int:
     """The side in pixels of the smallest square image that a model can be trained on.
 
-    Below it, a layer finds fewer pixels than it needs. In small batches, a model with BatchNorm wants more: images up to
-    32 px mostly end in maps of one pixel, where a batch of 2 leaves two values to normalise over, and gradients grow
+    Below it, a layer finds fewer pixels than it needs. In small batches, a model with BatchNorm wants more: images up
+    to 32 px mostly end in maps of one pixel, where a batch of 2 leaves two values to normalise over, and gradients grow
     without bound.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -37,33 +38,34 @@ class Job(NamedTuple):
     number: int
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Images:
     """Everything that decides what batches hold."""
 
     train: Index
-    val: Index
-    seed: int
+    val: Index  # with the classes of `train`
     batch_size: int
-    eval_batch_size: int
-    image_size: int
-    crop_scale: float
-    mirror: bool
+    image_size: int  # side in pixels of what the network sees
+    eval_batch_size: int = 64
+    crop_scale: float = 1.0  # smallest share of an image that a training crop shows; 1 for no crops
+    mirror: bool = True  # whether half of the training images are mirrored left to right
+    seed: int = 0  # what order, crops and mirroring follow from
 
     @property
     def steps_per_epoch(self) -> int:
         return len(self.train) // self.batch_size
 
-    def epoch_jobs(self, epoch: int) -> list[Job]:
-        """The batches of one epoch: of its training steps, then of the whole validation data."""
+    def train_jobs(self, epoch: int) -> list[Job]:
+        """The batches of an epoch's training steps; epochs are counted from 0."""
         steps = range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
-        return [Job("train", step) for step in steps] + self.val_jobs()
+        return [Job("train", step) for step in steps]
 
     def val_jobs(self) -> list[Job]:
+        """The batches of the whole validation data."""
         return [Job("val", number) for number in range(-(-len(self.val) // self.eval_batch_size))]
 
 
-def load(images: Images, jobs: Sequence[Job], *, workers: int, pin_memory: bool = False) -> Iterator[ImageBatch]:
+def load(images: Images, jobs: Sequence[Job], *, workers: int = 0, pin_memory: bool = False) -> Iterator[ImageBatch]:
     """The batches of `jobs`, in their order.
 
     Args:
@@ -73,19 +75,25 @@ def load(images: Images, jobs: Sequence[Job], *, workers: int, pin_memory: bool 
     Raises:
       DataError: for an image that cannot be read.
     """
-    loader: DataLoader[ImageBatch | DataError] = DataLoader(
-        _Batches(images),
-        batch_size=None,
-        sampler=jobs,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # else the loader takes its workers' seed from the global one
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as the user wishes
+        loader: DataLoader[ImageBatch | DataError] = DataLoader(
+            _Batches(images),
+            batch_size=None,
+            sampler=jobs,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader takes its workers' seed from the global one
+        )
+        batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # ends the workers, which an error's traceback would keep alive
 
 
 def read_batch(images: Images, job: Job) -> ImageBatch:
