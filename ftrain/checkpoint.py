@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def find(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 

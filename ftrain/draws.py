@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import ftrain.random
+from ftrain.transforms import tracing
 
 # The public operations that torch marks as seeded by a generator; tests/test_module.py compares the list with the mark.
 UNKNOWN_RANDOM = frozenset(
@@ -207,7 +208,9 @@ def _attention(
     is_causal: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    if dropout_p == 0.0:
+    # torch's kernel for the CPU has neither a rule for vmap nor a second derivative.
+    plain = query.device.type == "cpu" and tracing(query)
+    if dropout_p == 0.0 and not plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
     scale = kwargs.get("scale")
     if kwargs.get("enable_gqa"):
@@ -220,6 +223,8 @@ def _attention(
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     weights = torch.softmax(scores, dim=-1)
+    if dropout_p == 0.0:
+        return weights @ value
     return _scaled(mode, "attention dropout", weights, dropout_p, weights.shape, False) @ value
 
 

@@ -312,7 +312,7 @@ def _current_name(key: str) -> str:
 def _misfit(value: Any, target: Tensor | None) -> str | None:
     """Why a tensor of a file cannot be copied into the model, or None if it can."""
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}, not a tensor"
+        return f"of type {type(value).__name__}, not a tensor"
     if target is None:
         return "not in the model"
     if value.shape != target.shape:

@@ -86,7 +86,7 @@ def functionalize(module: torch.nn.Module) -> Functional:
             outputs = functional_call(skeletons[train], tensors, inputs)
         return outputs, {name: tensors[name] for name in buffers}
 
-    param_names, buffer_names = params.keys(), buffers.keys() | frozen.keys()
+    param_names, buffer_names = frozenset(params), frozenset([*buffers, *frozen])
     return Functional(apply, _copies(params), _copies({**buffers, **frozen}))
 
 

@@ -88,7 +88,7 @@ def sgd(
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
         if not tracing(params, grads, rate):
-            params, opt_state = _owned((params, opt_state), donate)
+            params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 velocities: list[Tensor | None] = [opt_state["momentum"][n] if momentum else None for n in names]
                 torch_sgd(
@@ -183,7 +183,7 @@ def adagrad(
         rate = schedule(step)
         # torch's Adagrad takes the rate as a Python number, which only the CPU gives without waiting.
         if not tracing(params, grads, rate) and rate.device.type == "cpu":
-            params, opt_state = _owned((params, opt_state), donate)
+            params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 torch_adagrad(
                     _listed(params, names),
@@ -230,7 +230,7 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
     Raises:
       ValueError: unless the last part, and only the last, is an optimizer.
     """
-    *transforms, optimizer = parts
+    *transforms, optimizer = parts or (None,)
     if not isinstance(optimizer, Optimizer) or not all(isinstance(part, Transform) for part in transforms):
         raise ValueError(
             "chain takes transforms of the gradients, such as clip_by_global_norm, and one optimizer, last"
@@ -288,7 +288,7 @@ def _adam(
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
         if not tracing(params, grads, rate):
-            params, opt_state = _owned((params, opt_state), donate)
+            params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 (torch_adamw if decoupled else torch_adam)(
                     _listed(params, names),
@@ -358,9 +358,27 @@ def _groups(params: Tensors, weight_decay: float, mask: Mask | None) -> list[tup
     return [(decay, names) for decay, names in groups if names]
 
 
-def _owned(trees: tuple[Tensors, State], donate: bool) -> tuple[Tensors, State]:
-    """Tensors that the in-place kernels may write into: the caller's if donated, else copies."""
-    return trees if donate else torch.utils._pytree.tree_map(torch.clone, trees)
+def _owned(params: Tensors, opt_state: State, grads: Tensors, donate: bool) -> tuple[Tensors, State, Tensors]:
+    """Tensors for the in-place kernels: parameters and state that they may write into, the caller's if donated, else
+    copies; and the gradients. All laid out in memory as the parameters, because the fused kernels walk their lists in
+    memory order without a check."""
+
+    def laid_out(tensors: Tensors) -> Tensors:
+        return {
+            name: tensor if tensor.stride() == params[name].stride() else torch.empty_like(params[name]).copy_(tensor)
+            for name, tensor in tensors.items()
+        }
+
+    if donate:
+        params = {name: tensor if _is_dense(tensor) else tensor.clone() for name, tensor in params.items()}
+    else:
+        params, opt_state = torch.utils._pytree.tree_map(torch.clone, (params, opt_state))
+    return params, {key: laid_out(tensors) for key, tensors in opt_state.items()}, laid_out(grads)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills its memory without gaps, in whatever order."""
+    return tensor.is_contiguous() or tensor.stride() == torch.empty_like(tensor, device="meta").stride()
 
 
 def _listed(tensors: Tensors, names: list[str]) -> list[Tensor]:

@@ -70,11 +70,15 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
             f"--batch-size is {settings.batch_size}, but {train_dir} holds only {len(train)} images; "
             f"give a batch size of at most {len(train)}"
         )
-    if settings.batch_size == 1:
-        notes.append("a batch size of 1 leaves BatchNorm nothing to normalise over; 16 or more is usual")
     short_side = _typical_short_side(train)
     image_size = settings.image_size or _default_size(model, short_side)
     usage(models.check_size, model, image_size)
+    if settings.batch_size < 8 and image_size <= 32:
+        notes.append(
+            f"a batch of {settings.batch_size} images of {image_size} px leaves BatchNorm little to normalise "
+            "over, and the "
+            "loss may grow without bound; 16 or more is usual"
+        )
     whole = short_side <= 1.15 * image_size
     if settings.warmup_epochs >= settings.epochs and settings.schedule != "constant":
         if settings.epochs > 1 or settings.warmup_epochs > 1:

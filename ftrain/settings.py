@@ -6,6 +6,7 @@ Imports no torch, so that `ftrain --help` is quick.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -106,9 +107,13 @@ def _channels(value: Any) -> Any:
         return value
 
 
+def _share(value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+    return None if fits else "a number > 0 and <= 1"
+
+
 def _device(value: Any) -> str | None:
-    name, _, number = value.partition(":") if isinstance(value, str) else ("", "", "")
-    fits = name in ("auto", "cpu", "cuda", "mps") and (not number or (name == "cuda" and number.isdigit()))
+    fits = isinstance(value, str) and re.fullmatch("auto|cpu|cuda(:[0-9]+)?|mps", value)
     return None if fits else "auto, cpu, cuda, cuda:N or mps"
 
 
@@ -152,10 +157,9 @@ class Settings:
     crop_scale: float | None = _setting(
         None,
         "Data",
-        "Smallest share of an image's area that a random training crop shows; 1 for no crops. By default 0.35, "
-        "or 1 where "
-        "images are no larger than what the network sees.",
-        lambda value: None if isinstance(value, int | float) and 0 < value <= 1 else "a number > 0 and <= 1",
+        "Smallest share of an image's area that a random training crop shows; 1 for no crops. By default 0.35, or 1 "
+        "where images are no larger than what the network sees.",
+        _share,
     )
     flip: bool = _setting(True, "Data", "Mirror half of the training images left to right.", _yes_or_no)
     mean: tuple[float, ...] = _setting(
@@ -248,4 +252,7 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
             near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
             hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
             raise SettingsError(f"{source}: no setting is called {name!r}{hint}")
+    twice = [name for name in values if "-" in name and name.replace("-", "_") in values]
+    if twice:
+        raise SettingsError(f"{source}: {twice[0]!r} is given twice, with - and with _")
     return {name.replace("-", "_"): value for name, value in values.items()}

@@ -267,6 +267,7 @@ def test_fused_kernels_are_for_eager_mode_alone(name: str, monkeypatch: pytest.M
         run(optimizer, problem(), steps=1, path=path)
 
 
+# Failed when it was written: the fused kernels get tensors of differing strides.
 @pytest.mark.parametrize("name", FACTORIES)
 @pytest.mark.parametrize("which", ["grads", "params", "opt_state"])
 def test_memory_layout_does_not_matter(name: str, which: str) -> None:
@@ -468,6 +469,7 @@ def test_chain_refuses_parts_that_do_not_fit(parts: Any) -> None:
         chain(*parts)
 
 
+# Failed when it was written: the message was Python's, of the unpacking.
 def test_chain_refuses_no_parts() -> None:
     with pytest.raises(ValueError, match="chain takes transforms of the gradients, .*, and one optimizer, last"):
         chain()

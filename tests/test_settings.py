@@ -134,6 +134,7 @@ def test_values_out_of_range_are_refused(name: str, value: Any, message: str) ->
     assert str(caught.value) == message
 
 
+# Failed when it was written: `cuda:` was taken, and str.isdigit takes ².
 @pytest.mark.parametrize("name", ["cuda:", "cuda:²"])
 def test_device_numbers_are_numbers(name: str) -> None:
     with pytest.raises(SettingsError) as caught:
@@ -141,6 +142,7 @@ def test_device_numbers_are_numbers(name: str) -> None:
     assert str(caught.value) == f"--device takes auto, cpu, cuda, cuda:N or mps; got {name!r}"
 
 
+# Failed when it was written: True is an int.
 def test_yes_is_no_number() -> None:
     """As everywhere else: `crop_scale = true` in a config file is a slip."""
     with pytest.raises(SettingsError, match="--crop-scale takes a number > 0 and <= 1; got True"):
@@ -244,6 +246,7 @@ def test_unknown_names_are_refused_with_the_nearest(name: str, hint: str) -> Non
     assert str(caught.value) == f"run.toml: no setting is called {name!r}{hint}"
 
 
+# Failed when it was written: the second silently won.
 def test_the_same_setting_under_two_names_is_refused() -> None:
     with pytest.raises(SettingsError, match="batch"):
         from_mapping({"batch-size": 8, "batch_size": 9}, source="run.toml")

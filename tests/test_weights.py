@@ -98,7 +98,7 @@ def test_the_wrappings_of_training_scripts(wrapping, prefix, tmp_path):
 def test_values_that_are_no_tensors_are_skipped(tmp_path):
     found = {**_net(seed=1).state_dict(), "epoch": 3}
     report = models.load_weights(_net(seed=2), _save("pth", found, tmp_path), name="squeezenet1_1")
-    assert report.skipped == ("epoch: a int, not a tensor",)
+    assert report.skipped == ("epoch: of type int, not a tensor",)
 
 
 def test_half_precision_is_widened(tmp_path):
