@@ -26,7 +26,10 @@ def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
     if last is None:
         typer.echo(f"the run in {folder} is complete; nothing is left to do")
     else:
-        typer.echo(f"done: validation accuracy {last.val['accuracy']:.1%}; everything is in {folder}")
+        typer.echo(
+            f"done: validation accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best "
+            f"(epoch {last.best_epoch}); everything is in {folder}"
+        )
         typer.echo(f"next: ftrain evaluate {folder}, or ftrain predict {folder} IMAGE...")
 
 
@@ -34,9 +37,8 @@ def _headline(event: Started) -> str:
     settings = event.settings
     lines = [
         f"{settings.model} ({event.parameters / 1e6:.1f} M parameters) on {event.train_examples} images of "
-        f"{event.classes} "
-        f"classes, {event.val_examples} to validate; {settings.image_size} px, batch {settings.batch_size}, "
-        f"{settings.optimizer}, {settings.precision}, {settings.device}"
+        f"{event.classes} classes, {event.val_examples} to validate; {settings.image_size} px, "
+        f"batch {settings.batch_size}, {settings.optimizer}, {settings.precision}, {settings.device}"
     ]
     if event.weights is not None:
         lines.append(f"weights: {event.weights}")
@@ -49,10 +51,11 @@ def _headline(event: Started) -> str:
 
 def _epoch_line(event: EpochEnded, epochs: int, seconds: float) -> str:
     train, val = event.train, event.val
+    best = "  best" if event.best_epoch == event.epoch else ""
     return (
-        f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  train loss {train['loss']:.4f} accuracy "
-        f"{train['accuracy']:6.1%}   "
-        f"val loss {val['loss']:.4f} accuracy {val['accuracy']:6.1%}  {seconds:5.1f} s{'  best' if event.best else ''}"
+        f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {train['loss']:.4f} accuracy {train['accuracy']:6.1%}   "
+        f"val loss {val['loss']:.4f} accuracy {val['accuracy']:6.1%}  {seconds:5.1f} s{best}"
     )
 
 

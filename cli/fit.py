@@ -53,8 +53,7 @@ def fit(
             metrics = loop.try_once(resolved, images)
             typer.echo(
                 f"dry run: {resolved.model} takes {images.image_size} px, batch {images.batch_size}, on "
-                f"{resolved.device}; "
-                f"one step gave loss {metrics['loss']:.4f}. All is well; nothing was kept."
+                f"{resolved.device}; one step gave loss {metrics['loss']:.4f}. All is well; nothing was kept."
             )
             return
         folder = Path(resolved.out or f"runs/{resolved.model}/{time.strftime('%Y%m%d-%H%M%S')}")

@@ -2,8 +2,7 @@
 
 `checkpoints/step_00001234/` holds state.safetensors (every tensor of the state under its path, such as
 `params/conv1.weight`) and manifest.json (the format's version, size and SHA-256 of the tensors' file, and what the
-writer
-adds: epoch, metrics). A folder of that name is complete: it gets the name only when all in it is on the disk.
+writer adds: epoch, metrics). A folder of that name is complete: it gets the name only when all in it is on the disk.
 """
 
 from __future__ import annotations

@@ -91,9 +91,8 @@ class keyed_draws(TorchFunctionMode):
         if name in UNKNOWN_RANDOM:
             raise NotImplementedError(
                 f"the network calls the random operation {name}, which ftrain cannot draw from a key; use one of "
-                "dropout, "
-                "alpha and feature dropout, stochastic depth (bernoulli), rrelu or attention dropout, or draw the "
-                "numbers outside of the network and pass them in as inputs"
+                "dropout, alpha and feature dropout, stochastic depth (bernoulli), rrelu or attention dropout, or "
+                "draw the numbers outside of the network and pass them in as inputs"
             )
         if name in RECURRENT:
             _refuse_recurrent_dropout(name, args)

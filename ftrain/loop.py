@@ -76,7 +76,8 @@ class EpochEnded:
     train: dict[str, float]
     val: dict[str, float]
     checkpoint: Path
-    best: bool
+    best_epoch: int
+    best_accuracy: float
 
 
 Event = Started | StepTaken | Logged | Evaluating | EpochEnded
@@ -153,7 +154,6 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
         state = checkpoint.load(found[-1], state)
     step = int(state.step)
     runs.forget_metrics_after(run, step)
-    best = _best(found)
     yield Started(
         settings=settings,
         classes=len(run.classes),
@@ -184,10 +184,10 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
         line = {"kind": "epoch", "epoch": epoch, "step": step, "train": train, "val": val}
         runs.append_metrics(run, [{**line, "seconds": round(time.monotonic() - began, 3)}])
         saved = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val})
-        is_best = best is None or val["accuracy"] > checkpoint.read_manifest(best)["val"]["accuracy"]
-        best = saved if is_best or best is None else best
+        best = _best(checkpoint.find(run.checkpoints)) or saved
         _prune(run, saved, best)
-        yield EpochEnded(epoch, train, val, saved, is_best)
+        noted = checkpoint.read_manifest(best)
+        yield EpochEnded(epoch, train, val, saved, noted["epoch"], noted["val"]["accuracy"])
 
 
 def try_once(settings: Settings, images: Images) -> dict[str, float]:
@@ -296,9 +296,8 @@ class _Log:
             if values["nonfinite"]:
                 raise TrainingError(
                     f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} "
-                    "before (learning "
-                    f"rate {values['lr']:.3g}); the last checkpoint is good: go on from it with a lower --lr or "
-                    "with --clip-norm 1"
+                    f"before (learning rate {values['lr']:.3g}); the last checkpoint is good: go on from it with a "
+                    "lower --lr or with --clip-norm 1"
                 )
             rate = values["count"] / max(when - self.line_began, 1e-9)
             self.line_began = when

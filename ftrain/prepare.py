@@ -76,8 +76,7 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
     if settings.batch_size < 8 and image_size <= 32:
         notes.append(
             f"a batch of {settings.batch_size} images of {image_size} px leaves BatchNorm little to normalise "
-            "over, and the "
-            "loss may grow without bound; 16 or more is usual"
+            "over, and the loss may grow without bound; 16 or more is usual"
         )
     whole = short_side <= 1.15 * image_size
     if settings.warmup_epochs >= settings.epochs and settings.schedule != "constant":

@@ -132,16 +132,14 @@ class Settings:
         None,
         "Model",
         "What to start from: a torchvision weights name (IMAGENET1K_V1, DEFAULT; downloaded), or a local "
-        ".safetensors or "
-        ".pth file. Random if not given.",
+        ".safetensors or .pth file. Random if not given.",
         _text,
     )
     data: str | None = _setting(
         None,
         "Data",
         "Folder that holds train/ and val/, each with a folder per class. If no folder is given: ./data if it "
-        "has both, "
-        "else a sample of Fashion-MNIST.",
+        "has both, else a sample of Fashion-MNIST.",
         _text,
     )
     train_dir: str | None = _setting(None, "Data", "Folder of training images, one folder per class.", _text)
@@ -150,8 +148,7 @@ class Settings:
         None,
         "Data",
         "Side of the square images that the network sees, in pixels. By default from the images: a multiple of "
-        "32, at most "
-        "224.",
+        "32, at most 224.",
         _whole(1, 4096),
     )
     crop_scale: float | None = _setting(

@@ -294,6 +294,29 @@ def test_help_does_not_import_torch():
     assert "--save-station" in result.stdout
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell):
+    code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+    environment = {**os.environ, "_FTRAIN_COMPLETE": f"complete_{shell}"}
+    asked = {"COMP_WORDS": "ftrain fit --save", "COMP_CWORD": "2", "_TYPER_COMPLETE_ARGS": "ftrain fit --save"}
+    asked |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**environment, **asked}
+    )
+    assert "--save-station" in result.stdout
+    assert "--epochs" not in result.stdout
+
+
+def test_plain_lines_where_the_output_is_no_terminal(data, tmp_path):
+    result = ftrain_command("fit", "--data", data, *QUICK, "--out", tmp_path / "run")
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"run: {tmp_path / 'run'}"
+    assert lines[1].startswith("shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 to validate; 32 px")
+    assert [line.split("  ")[0] for line in lines[2:4]] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[4].startswith("done: validation accuracy ")
+    assert "\x1b" not in result.stdout
+
+
 def test_debug_shows_the_traceback(tmp_path):
     result = ftrain_command("--debug", "fit", "--data", tmp_path / "nowhere")
     assert "there is no" in str(result.exception)
