@@ -169,7 +169,7 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
     epochs = range(step // per_epoch, settings.epochs)
     jobs = [job for epoch in epochs for job in images.train_jobs(epoch) + images.val_jobs()]
     batches = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
-    log = _Log(run, settings.log_every, per_epoch, settings.batch_size)
+    log = _Log(run, settings.log_every, per_epoch)
     for epoch in range(epochs.start + 1, epochs.stop + 1):
         began = time.monotonic()
         for _ in range(per_epoch):
@@ -272,8 +272,8 @@ def describe_device(device: torch.device) -> str:
 class _Log:
     """Collects the metrics of steps on the device, and reads them a few times a second."""
 
-    def __init__(self, run: Run, every: int, per_epoch: int, batch_size: int) -> None:
-        self.run, self.every, self.per_epoch, self.batch_size = run, every, per_epoch, batch_size
+    def __init__(self, run: Run, every: int, per_epoch: int) -> None:
+        self.run, self.every, self.per_epoch = run, every, per_epoch
         self.gathered: list[Metrics] = []  # of the line that is being gathered
         self.waiting: list[tuple[int, Metrics, float]] = []  # lines to read: last step, sums, when
         self.epoch: list[Metrics] = []

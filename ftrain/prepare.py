@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 LARGEST_DEFAULT_SIZE = 224
 SMALLEST_CROP = 0.35
+FEW_IMAGES = 5_000
 DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
 LOSSES: dict[str, Loss] = {
@@ -65,17 +66,18 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
     train_dir, val_dir, notes = _folders(settings)
     train = usage(scan, train_dir)
     val = usage(scan, val_dir, classes=train.classes)
-    if settings.batch_size > len(train):
+    batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
+    if batch_size > len(train):
         raise SettingsError(
-            f"--batch-size is {settings.batch_size}, but {train_dir} holds only {len(train)} images; "
+            f"--batch-size is {batch_size}, but {train_dir} holds only {len(train)} images; "
             f"give a batch size of at most {len(train)}"
         )
     short_side = _typical_short_side(train)
     image_size = settings.image_size or _default_size(model, short_side)
     usage(models.check_size, model, image_size)
-    if settings.batch_size < 8 and image_size <= 32:
+    if batch_size < 8 and image_size <= 32:
         notes.append(
-            f"a batch of {settings.batch_size} images of {image_size} px leaves BatchNorm little to normalise "
+            f"a batch of {batch_size} images of {image_size} px leaves BatchNorm little to normalise "
             "over, and the loss may grow without bound; 16 or more is usual"
         )
     whole = short_side <= 1.15 * image_size
@@ -93,7 +95,8 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
         val_dir=str(val_dir),
         image_size=image_size,
         crop_scale=settings.crop_scale or (1.0 if whole else SMALLEST_CROP),
-        eval_batch_size=settings.eval_batch_size or settings.batch_size,
+        batch_size=batch_size,
+        eval_batch_size=settings.eval_batch_size or batch_size,
         lr=settings.lr or DEFAULT_LR[settings.optimizer],
         weight_decay=_default(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer]),
         device=str(device),
@@ -108,7 +111,7 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
 
 def images(settings: Settings, train: Index, val: Index) -> Images:
     """What the batches of a run hold, by its resolved settings."""
-    assert settings.eval_batch_size and settings.image_size and settings.crop_scale
+    assert settings.batch_size and settings.eval_batch_size and settings.image_size and settings.crop_scale
     return Images(
         train=train,
         val=val,

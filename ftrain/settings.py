@@ -174,7 +174,12 @@ class Settings:
         converter=_channels,
     )
     epochs: int = _setting(10, "Training", "Times to go through the training data.", _whole(1))
-    batch_size: int = _setting(64, "Training", "Examples in a training step.", _whole(1))
+    batch_size: int | None = _setting(
+        None,
+        "Training",
+        "Examples in a training step. By default 64; 32 for fewer than 5,000 training images, which need the steps.",
+        _whole(1),
+    )
     eval_batch_size: int | None = _setting(
         None, "Training", "Examples in an evaluation step. By default as --batch-size.", _whole(1)
     )

@@ -184,6 +184,12 @@ def test_dry_run_keeps_nothing(data, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_default_batch_is_no_larger_than_the_data(data):
+    result = ftrain_command("fit", "--data", data, "--model", MODEL, "--workers", 0, "--device", "cpu", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "takes 32 px, batch 18, on cpu" in result.output
+
+
 def test_data_of_the_working_folder_is_used(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(data)

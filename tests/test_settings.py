@@ -28,7 +28,7 @@ def test_defaults() -> None:
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
         "epochs": 10,
-        "batch_size": 64,
+        "batch_size": None,
         "eval_batch_size": None,
         "optimizer": "adamw",
         "lr": None,
