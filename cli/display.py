@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ftrain.errors import shown
 from ftrain.loop import EpochEnded, Evaluating, Event, Logged, Started, StepTaken
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
@@ -24,13 +25,13 @@ def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
         last = event
         yield event
     if last is None:
-        typer.echo(f"the run in {folder} is complete; nothing is left to do")
+        typer.echo(f"the run in {shown(folder)} is complete; nothing is left to do")
     else:
         typer.echo(
             f"done: validation accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best "
-            f"(epoch {last.best_epoch}); everything is in {folder}"
+            f"(epoch {last.best_epoch}); everything is in {shown(folder)}"
         )
-        typer.echo(f"next: ftrain evaluate {folder}, or ftrain predict {folder} IMAGE...")
+        typer.echo(f"next: ftrain evaluate {shown(folder)}, or ftrain predict {shown(folder)} IMAGE...")
 
 
 def _headline(event: Started) -> str:
@@ -41,7 +42,7 @@ def _headline(event: Started) -> str:
         f"batch {settings.batch_size}, {settings.optimizer}, {settings.precision}, {settings.device}"
     ]
     if event.weights is not None:
-        lines.append(f"weights: {event.weights}")
+        lines.append(f"weights: {event.weights}; all of them by name in weights.json")
     if event.step:
         lines.append(f"going on from step {event.step} of {event.total_steps}")
     if settings.compile and event.step < event.total_steps:
@@ -66,7 +67,7 @@ def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
         match event:
             case Started():
                 epochs = event.settings.epochs
-                typer.echo(f"run: {folder}\n{_headline(event)}")
+                typer.echo(f"run: {shown(folder)}\n{_headline(event)}")
             case Logged(line) if time.monotonic() - last_line > PLAIN_INTERVAL:
                 last_line = time.monotonic()
                 typer.echo(
@@ -98,7 +99,7 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
             match event:
                 case Started():
                     epochs = event.settings.epochs
-                    progress.console.print(f"run: {folder}\n{_headline(event)}", markup=False, highlight=False)
+                    progress.console.print(f"run: {shown(folder)}\n{_headline(event)}", markup=False, highlight=False)
                     progress.update(task, total=event.total_steps, completed=event.step)
                 case StepTaken(step, epoch):
                     progress.update(task, completed=step, description=f"epoch {epoch}/{epochs}")

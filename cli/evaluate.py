@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import attrs
 import typer
 
+from ftrain.errors import SettingsError, shown
+
 from .report import note, reported
 
 
@@ -20,7 +22,9 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="DIR", help="Folder with a folder per class. By default the run's validation data."
+            "--data",
+            metavar="DIR",
+            help="Folder with a folder per class, or with val/ in it. By default the run's validation data.",
         ),
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
@@ -43,16 +47,21 @@ def evaluate(
     from .pictures import draw_confusion
     from .tables import score_table
 
+    target = out or run / "evaluation"
+    if target.exists() and not target.is_dir():
+        raise SettingsError(f"--out takes a folder; {shown(target)} is a file")
     opened = runs.open_run(run)
     settings = attrs.evolve(opened.settings, device=str(prepare.resolve_device(device)))
     if workers is not None:
         settings = attrs.evolve(settings, workers=workers)
     opened = attrs.evolve(opened, settings=settings)
     folder = data or Path(str(settings.val_dir))
+    if "val" not in opened.classes and (folder / "val").is_dir():  # as `fit --data` takes it
+        folder = folder / "val"
     val = prepare.usage(scan, folder, classes=opened.classes)
     images = prepare.images(settings, val, val)
     state, net, chosen = loop.restore(opened, best=not last)
-    note(f"{chosen.name} of {run} on {len(val)} images in {folder}")
+    note(f"{chosen.name} of {shown(run)} on {len(val)} images in {shown(folder)}")
 
     events = loop.evaluate(opened, state, net, images)
     *_, result = track(events, "evaluating", len(images.val_jobs()) + 1, console=_stderr(), transient=True)
@@ -69,7 +78,6 @@ def evaluate(
     )
     typer.echo(score_table(opened.classes, scores))
 
-    target = out or run / "evaluation"
     target.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
         "checkpoint": chosen.name,
@@ -77,10 +85,10 @@ def evaluate(
         **metrics,
         "classes": _by_class(opened.classes, scores),
     }
-    write_file(target / "metrics.json", json.dumps(document, indent=1).encode())
-    write_file(target / "confusion.csv", _confusion_csv(opened.classes, confusion))
     draw_confusion(confusion, opened.classes, target / "confusion.png")
-    typer.echo(f"wrote metrics.json, confusion.csv and confusion.png to {target}")
+    write_file(target / "confusion.csv", _confusion_csv(opened.classes, confusion))
+    write_file(target / "metrics.json", json.dumps(document, indent=1).encode())
+    typer.echo(f"wrote metrics.json, confusion.csv and confusion.png to {shown(target)}")
 
 
 def _stderr() -> Any:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
 
 from ftrain.errors import SettingsError
-from ftrain.settings import Settings
+from ftrain.settings import Settings, layered
 
 from .options import given, with_settings
 from .report import note, reported
+
+if TYPE_CHECKING:
+    from ftrain.runs import Run
 
 
 @reported
@@ -28,6 +31,10 @@ def fit(
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder, under its settings."),
     ] = None,
+    override: Annotated[
+        bool,
+        typer.Option("--override", help="With --resume: go on although changed settings or data change the result."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and take one step; keep nothing.")
     ] = False,
@@ -35,20 +42,25 @@ def fit(
 ) -> None:
     """Train a network on folders of images, one folder per class."""
     asked = given(context, config, settings)
+    if resume and (dry_run or "out" in asked):
+        raise SettingsError(f"{'--dry-run' if dry_run else '--out'} is for a new run; it does not go with --resume")
+    if override and not resume:
+        raise SettingsError("--override is for a run that goes on; give it with --resume RUN")
     note("loading torch ...")
     from ftrain import loop, prepare, runs
 
     from .display import show
-    from .pictures import draw_curves
 
+    command = ["ftrain", *sys.argv[1:]]
     if resume:
         run = runs.open_run(resume)
-        resolved, images, _ = prepare.resolve(attrs.evolve(run.settings, **asked))
-        run = loop.check_resume(run, resolved, images)
+        before = attrs.asdict(run.settings, recurse=False)
+        resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
+        run = loop.resume(run, resolved, images, command, override=override)
     else:
         resolved, images, notes = prepare.resolve(Settings(**asked))
-        for text in notes:
-            note(text)
+        folder = Path(resolved.out or f"runs/{resolved.model}/{time.strftime('%Y%m%d-%H%M%S')}")
+        run = loop.start(resolved, images, folder, command)
         if dry_run:
             metrics = loop.try_once(resolved, images)
             typer.echo(
@@ -56,9 +68,16 @@ def fit(
                 f"{resolved.device}; one step gave loss {metrics['loss']:.4f}. All is well; nothing was kept."
             )
             return
-        folder = Path(resolved.out or f"runs/{resolved.model}/{time.strftime('%Y%m%d-%H%M%S')}")
-        run = loop.start(resolved, images, folder, ["ftrain", *sys.argv[1:]])
-    if dry_run:
-        raise SettingsError("--dry-run checks a new run; it does not go with --resume")
+    for text in notes:
+        note(text)
     for _ in show(loop.fit(run, images), run.folder):
+        _draw(run)
+
+
+def _draw(run: Run) -> None:
+    from .pictures import draw_curves
+
+    try:
         draw_curves(run)
+    except Exception as error:  # no picture is worth a run
+        note(f"curves.png could not be drawn ({type(error).__name__}: {error}); training goes on")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ftrain.errors import shown
 
 from .report import reported
 
@@ -18,12 +21,12 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
     opened = runs.open_run(run)
     settings, config = opened.settings, opened.config
     data = config["data"]
-    typer.echo(f"run          {run}")
-    typer.echo(f"command      {' '.join(config['command'])}")
+    typer.echo(f"run          {shown(run)}")
+    typer.echo(f"command      {shown(shlex.join(config['command']))}")
     typer.echo(f"model        {settings.model}, {settings.image_size} px, {len(opened.classes)} classes")
     typer.echo(
-        f"data         {data['train']['folder']} ({data['train']['images']} images), {data['val']['folder']} "
-        f"({data['val']['images']})"
+        f"data         {shown(data['train']['folder'])} ({data['train']['images']} images), "
+        f"{shown(data['val']['folder'])} ({data['val']['images']})"
     )
     typer.echo(
         f"training     {settings.epochs} epochs, batch {settings.batch_size}, {settings.optimizer}, lr "

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from ftrain.errors import SettingsError
-from ftrain.settings import Settings, flag, from_mapping
+from ftrain.errors import SettingsError, shown
+from ftrain.settings import Settings, flag, from_mapping, layered
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,15 +38,21 @@ def given(context: typer.Context, config: Path | None, values: dict[str, Any]) -
         for name, value in values.items()
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    return {**_read_config(config), **named} if config else named
+    return layered(_read_config(config), named) if config else named
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    source = f"--config {shown(path)}"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"--config {path} cannot be read as TOML: {error}") from error
-    return from_mapping(table, source=f"--config {path}")
+        raise SettingsError(f"{source} cannot be read as TOML: {error}") from error
+    values = from_mapping(table, source=source)
+    try:
+        Settings(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    return values
 
 
 def _option(field: attrs.Attribute[Any]) -> inspect.Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ftrain import runs
 from ftrain.checkpoint import write_file
+from ftrain.errors import shown
 from ftrain.runs import Run
 
 matplotlib.use("Agg")
@@ -46,7 +48,7 @@ def draw_curves(run: Run) -> None:
     rate.plot([line["step"] for line in steps], [line.get("lr", float("nan")) for line in steps])
     rate.set(title="learning rate", xlabel="step")
     rate.grid(alpha=0.3)
-    figure.suptitle(f"{run.settings.model}: {run.folder.name}")
+    figure.suptitle(shown(f"{run.settings.model}: {run.folder.name}"), parse_math=False)
     _write(figure, run.folder / "curves.png")
 
 
@@ -58,8 +60,9 @@ def draw_confusion(confusion: Any, classes: Sequence[str], path: Path) -> None:
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(ticks, classes, parse_math=False)
+    names = [shown(name) for name in classes]
+    axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set(xlabel="answer", ylabel="label")
     if len(classes) <= 40:
         for row in ticks:
@@ -71,5 +74,7 @@ def draw_confusion(confusion: Any, classes: Sequence[str], path: Path) -> None:
 
 def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+        figure.savefig(buffer, format="png", dpi=110)
     write_file(path, buffer.getvalue())

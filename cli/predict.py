@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from ftrain.errors import SettingsError, shown
+from ftrain.errors import DataError, SettingsError, shown
 
 from .report import note, reported
 
@@ -45,10 +45,13 @@ def predict(
     opened = attrs.evolve(opened, settings=settings)
     paths = [path for name in images for path in _expand(name)]
     state, net, _ = loop.restore(opened, best=not last)
-    answers = []
+    answers, failures = [], []
     predictions = loop.predict(opened, state, net, paths, top=top)
-    for path, ranked in track(predictions, "predicting", len(paths), console=Console(stderr=True), transient=True):
-        answers.append((path, ranked))
+    for path, found in track(predictions, "predicting", len(paths), console=Console(stderr=True), transient=True):
+        if isinstance(found, DataError):
+            failures.append(str(found))
+        else:
+            answers.append((path, found))
     if as_json:
         document = [
             {"image": path, "classes": [{"class": name, "probability": p} for name, p in ranked]}
@@ -56,13 +59,19 @@ def predict(
         ]
         typer.echo(json.dumps(document, indent=1))
     elif as_csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
         for path, ranked in answers:
             writer.writerows([path, rank, name, f"{p:.6f}"] for rank, (name, p) in enumerate(ranked, start=1))
+        typer.echo(text.getvalue().encode("utf-8", "surrogateescape"), nl=False)
     else:
         for path, ranked in answers:
             typer.echo(f"{shown(path)}: " + ", ".join(f"{shown(name)} {p:.1%}" for name, p in ranked))
+    for text_of_failure in failures[1:]:
+        note(text_of_failure)
+    if failures:
+        raise DataError(failures[0])
 
 
 def _expand(name: str) -> Iterator[str]:
@@ -71,7 +80,8 @@ def _expand(name: str) -> Iterator[str]:
     if Path(name).is_file():
         yield name
         return
-    found = image_files(name) if Path(name).is_dir() else sorted(glob.glob(name, recursive=True))
+    matches = [name] if Path(name).is_dir() else sorted(glob.glob(name, recursive=True))
+    found = [path for match in matches for path in (image_files(match) if Path(match).is_dir() else [match])]
     if not found:
         raise SettingsError(f"no image is called {shown(name)}, nor does a folder or pattern of that name hold any")
     yield from found

@@ -51,7 +51,7 @@ def reported(command: Command) -> Command:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; go on from the last epoch with --resume RUN"
+        return "interrupted; `ftrain fit --resume RUN` goes on with a run from its last checkpoint"
     if isinstance(error, tuple(EXIT_CODES)):
         return str(error)
     if isinstance(error, OSError):

@@ -16,6 +16,7 @@ def score_table(classes: Sequence[str], scores: Mapping[str, Any]) -> str:
     for position, name in enumerate(names):
         p, r, f, n = (float(scores[score][position]) for score in ("precision", "recall", "f1", "images"))
         lines.append(f"{name:<{width}}  {p:9.3f}  {r:6.3f}  {f:6.3f}  {n:6.0f}")
-    p, r, f = (float(scores[score].mean()) for score in ("precision", "recall", "f1"))
+    there = scores["images"] > 0  # nothing can be said of a class without images
+    p, r, f = (float(scores[score][there].mean()) for score in ("precision", "recall", "f1"))
     lines.append(f"{'mean':<{width}}  {p:9.3f}  {r:6.3f}  {f:6.3f}  {float(scores['images'].sum()):6.0f}")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ftrain import data, losses, metrics, models, optim, random, schedules, testing
-    from ftrain.compile import DonatedError, compile_step
+    from ftrain.compile import compile_step
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
     from ftrain.metrics import Metrics
     from ftrain.module import functionalize, normalized
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
         sgd,
     )
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
-    from ftrain.state import TrainState, init_state
+    from ftrain.state import DonatedError, TrainState, init_state
     from ftrain.steps import eval_step, predict_step, train_step
 
 _NAMES_IN = {
-    "compile": ["DonatedError", "compile_step"],
+    "compile": ["compile_step"],
     "losses": ["binary_cross_entropy", "cross_entropy", "mean_squared_error"],
     "metrics": ["Metrics"],
     "module": ["functionalize", "normalized"],
@@ -45,7 +45,7 @@ _NAMES_IN = {
         "sgd",
     ],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
-    "state": ["TrainState", "init_state"],
+    "state": ["DonatedError", "TrainState", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
 _MODULES = ["data", "losses", "metrics", "models", "optim", "random", "schedules", "testing"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import _pytree as pytree
+
+from ftrain.state import bury, check_alive
 
 Result = TypeVar("Result")
 
@@ -20,8 +22,9 @@ def compile_step(
 
     Args:
       step: `(state, batch) -> result`, its other arguments bound with `functools.partial`.
-      donate: for a step that returns (state, metrics): the new state is written into the memory of the old one, as by
-        JAX's donation. The numbers are the same; the old state is gone, and touching it raises `DonatedError`.
+      donate: for a step that returns (state, metrics), where the state is an instance of a class such as `TrainState`:
+        the new state is written into the memory of the old one, as by JAX's donation. The numbers are the same; the old
+        state is gone, and touching it raises `DonatedError`.
       backend: of `torch.compile`.
 
     Returns:
@@ -32,7 +35,7 @@ def compile_step(
 
         @functools.wraps(_function(step))
         def run(state: Any, batch: Any) -> Result:
-            _check_alive(state)
+            check_alive(state)
             # Without no_grad the compiler would also build a backward pass of the whole step.
             with torch.no_grad():
                 return compiled(state, batch)
@@ -42,52 +45,32 @@ def compile_step(
     def step_into(state: Any, batch: Any) -> Any:
         result: Any = step(state, batch)
         new_state, metrics = result
-        for old, new in zip(pytree.tree_leaves(state), pytree.tree_leaves(new_state), strict=True):
-            if new is not old:
-                old.copy_(new)
+        pairs = zip(pytree.tree_leaves(state), pytree.tree_leaves(new_state), strict=True)
+        # Cloned before any is written, because a new leaf may be memory of another old one. The compiler leaves out the
+        # clones that are not needed.
+        changed = [(old, new.clone()) for old, new in pairs if new is not old]
+        for old, new in changed:
+            old.copy_(new)
         return metrics
 
     compiled_into = torch.compile(step_into, fullgraph=True, dynamic=False, backend=backend)
 
     @functools.wraps(_function(step))
     def run_into(state: Any, batch: Any) -> Any:
-        _check_alive(state)
+        check_alive(state)
+        if isinstance(state, tuple | list | dict):
+            raise TypeError(
+                f"a {type(state).__name__} cannot be donated, since nothing could keep it from being used again; make "
+                "the state a class with ftrain.frozen, or compile the step with donate=False"
+            )
         with torch.no_grad():
             metrics = compiled_into(state, batch)
         leaves, structure = pytree.tree_flatten(state)
         new_state = pytree.tree_unflatten(leaves, structure)
-        _bury(state)
+        bury(state)
         return new_state, metrics
 
     return run_into
-
-
-class DonatedError(RuntimeError):
-    """A state was used after a step had written the next state into its memory."""
-
-
-class _Donated:
-    """What a donated state becomes."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise DonatedError(_GONE)
-
-
-_GONE = (
-    "this state was donated to a step, which wrote the next state into its memory; go on with the state that the step "
-    "returned, or compile the step with donate=False"
-)
-
-
-def _check_alive(state: Any) -> None:
-    """Dynamo would wrap the error in one of its own."""
-    if isinstance(state, _Donated):
-        raise DonatedError(_GONE)
-
-
-def _bury(state: Any) -> None:
-    vars(state).clear()
-    object.__setattr__(state, "__class__", _Donated)
 
 
 def _function(step: Any) -> Any:

@@ -178,11 +178,11 @@ def _rrelu(
     return input.copy_(output) if inplace else output
 
 
-def _bernoulli_(mode: keyed_draws, input: Tensor, p: float | Tensor = 0.5) -> Tensor:
+def _bernoulli_(mode: keyed_draws, input: Tensor, p: float | Tensor = 0.5, *, generator: None = None) -> Tensor:
     return input.copy_(ftrain.random.bernoulli(mode.next_key("bernoulli_"), p, input.shape))
 
 
-def _bernoulli(mode: keyed_draws, input: Tensor, p: float | None = None) -> Tensor:
+def _bernoulli(mode: keyed_draws, input: Tensor, p: float | None = None, *, generator: None = None) -> Tensor:
     probability = input if p is None else p
     return ftrain.random.bernoulli(mode.next_key("bernoulli"), probability, input.shape).to(input.dtype)
 
@@ -207,8 +207,9 @@ def _attention(
     is_causal: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    # torch's kernel for the CPU has neither a rule for vmap nor a second derivative.
-    plain = query.device.type == "cpu" and tracing(query)
+    # torch's fused kernels have no second derivative, and that for the CPU has no rule for vmap. A compiled graph on
+    # another device keeps them: they are what makes it fast.
+    plain = tracing(query) and (query.device.type == "cpu" or not torch.compiler.is_compiling())
     if dropout_p == 0.0 and not plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
     scale = kwargs.get("scale")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import PIL
 import torch
 import torchvision
@@ -19,12 +21,13 @@ from torch import Tensor
 import ftrain
 from ftrain import checkpoint, prepare, runs
 from ftrain.compile import compile_step
+from ftrain.data.index import Index
 from ftrain.data.load import ImageBatch, Images, centre_share, load, read_centre
-from ftrain.errors import CheckpointError, SettingsError, TrainingError
+from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError, shown
 from ftrain.metrics import Metrics, measure
 from ftrain.models import WeightsReport
 from ftrain.runs import Run
-from ftrain.settings import HARMLESS, Settings, flag
+from ftrain.settings import HARMLESS, PLACES, Settings, flag
 from ftrain.state import TrainState
 from ftrain.steps import eval_step, predict_step, train_step
 
@@ -80,6 +83,7 @@ class EpochEnded:
     best_accuracy: float
 
 
+Ranking = list[tuple[str, float]]  # classes with their probabilities, the most probable first
 Event = Started | StepTaken | Logged | Evaluating | EpochEnded
 
 
@@ -92,43 +96,87 @@ class Evaluation:
 
 
 def start(settings: Settings, images: Images, folder: Path, command: Sequence[str]) -> Run:
-    """Makes the folder of a new run with resolved settings."""
+    """A new run with resolved settings. `fit` makes its folder when all is ready.
+
+    Raises:
+      SettingsError: if the folder is there and not empty.
+    """
     facts = {
         "command": list(command),
         "device": describe_device(torch.device(settings.device)),
-        "versions": {
-            "ftrain": ftrain.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "pillow": PIL.__version__,
-        },
-        "data": {
-            name: {"folder": str(index.root), "images": len(index), "fingerprint": index.fingerprint}
-            for name, index in (("train", images.train), ("val", images.val))
-        },
+        "versions": _versions(),
+        "data": _data_facts(images),
     }
-    return runs.create(folder, settings, images.train.classes, facts)
+    return runs.new_run(folder, settings, images.train.classes, facts)
 
 
-def check_resume(run: Run, settings: Settings, images: Images) -> Run:
+def resume(run: Run, settings: Settings, images: Images, command: Sequence[str], *, override: bool = False) -> Run:
     """The run with the settings to go on under.
+
+    Args:
+      override: whether to go on although the result changes.
 
     Raises:
       SettingsError: if a setting that the result depends on, or the data, is not what it was.
     """
+    harmless = HARMLESS | {"out", *PLACES}
     changes = [
         f"{flag(field.name)} was {getattr(run.settings, field.name)}, is {getattr(settings, field.name)}"
         for field in attrs.fields(Settings)
-        if field.name not in HARMLESS | {"out"} and getattr(run.settings, field.name) != getattr(settings, field.name)
+        if field.name not in harmless and getattr(run.settings, field.name) != getattr(settings, field.name)
     ]
     for name, index in (("train", images.train), ("val", images.val)):
-        noted = run.config["data"][name]
-        if index.fingerprint != noted["fingerprint"]:
-            changes.append(f"the images in {index.root} are others than when the run began ({noted['images']} then)")
-    if changes:
-        raise SettingsError(f"{run.folder} cannot go on, because its result would change: {'; '.join(changes)}")
-    return attrs.evolve(run, settings=settings)
+        if index.fingerprint != run.config["data"][name]["fingerprint"]:
+            changes.append(_changes_of_data(run.config["data"][name], index))
+    if changes and not override:
+        raise SettingsError(
+            f"{shown(run.folder)} cannot go on, because its result would change: {'; '.join(changes)}. Give them as "
+            "they were, begin a new run, or go on all the same with --override"
+        )
+    again = {"command": list(command), "versions": _versions(), "changes": changes}
+    config = {
+        **run.config,
+        "settings": attrs.asdict(settings),
+        "data": _data_facts(images),
+        "resumed": [*run.config.get("resumed", []), again],
+    }
+    return attrs.evolve(run, settings=settings, config=config)
+
+
+def _data_facts(images: Images) -> dict[str, Any]:
+    return {
+        name: {
+            "folder": os.path.abspath(index.root),
+            "images": len(index),
+            "fingerprint": index.fingerprint,
+            "classes": index.class_fingerprints(),
+        }
+        for name, index in (("train", images.train), ("val", images.val))
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ftrain": ftrain.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def _changes_of_data(noted: Mapping[str, Any], index: Index) -> str:
+    was, now = noted["classes"], index.class_fingerprints()
+    changes = [
+        f'"{shown(name)}" had {was[name]["images"]} images, has {now[name]["images"]}'
+        if was[name]["images"] != now[name]["images"]
+        else f'"{shown(name)}" has images of other names or sizes'
+        for name in was
+        if name in now and was[name] != now[name]
+    ]
+    gone = [f'"{shown(name)}" is gone' for name in was if name not in now]
+    new = [f'"{shown(name)}" is new' for name in now if name not in was]
+    return f"the images in {shown(index.root)} are others than when the run began: {', '.join(changes + gone + new)}"
 
 
 def fit(run: Run, images: Images) -> Iterator[Event]:
@@ -148,11 +196,15 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
     device = torch.device(settings.device)
     found = checkpoint.find(run.checkpoints)
     net = prepare.network(settings, len(run.classes), weights=None if found else settings.weights)
+    prepare.check_batch(settings, net)
     rule = prepare.optimizer(settings, per_epoch)
     state = prepare.first_state(settings, net, rule)
     if found:
         state = checkpoint.load(found[-1], state)
     step = int(state.step)
+    runs.write(run)
+    if net.report:
+        runs.write_weights_report(run, net.report)
     runs.forget_metrics_after(run, step)
     yield Started(
         settings=settings,
@@ -194,6 +246,7 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     """One training step and one batch of evaluation, of which nothing is kept: the metrics of the step."""
     device = torch.device(settings.device)
     net = prepare.network(settings, len(images.train.classes), weights=settings.weights)
+    prepare.check_batch(settings, net)
     rule = prepare.optimizer(settings, images.steps_per_epoch)
     take, judge = _steps(settings, net, rule)
     batches = load(images, [images.train_jobs(0)[0], images.val_jobs()[0]])
@@ -212,7 +265,7 @@ def restore(run: Run, *, best: bool = True) -> tuple[TrainState, prepare.Network
     found = checkpoint.find(run.checkpoints)
     chosen = _best(found) if best else (found[-1] if found else None)
     if chosen is None:
-        raise CheckpointError(f"{run.folder} has no checkpoint yet")
+        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
     net = prepare.network(run.settings, len(run.classes))
     template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
     return checkpoint.load(chosen, template), net, chosen
@@ -241,25 +294,40 @@ def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) 
 
 def predict(
     run: Run, state: TrainState, net: prepare.Network, paths: Sequence[str], *, top: int
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """The `top` most probable classes of each image file, with their probabilities, in the order of `paths`.
-
-    Raises:
-      DataError: for an image that cannot be read.
-    """
+) -> Iterator[tuple[str, Ranking | DataError]]:
+    """The `top` most probable classes of each image file, with their probabilities, in the order of `paths`; for an
+    image that cannot be read, the error instead."""
     settings = run.settings
     assert settings.image_size and settings.eval_batch_size and settings.crop_scale
     forward = functools.partial(predict_step, apply=net.apply, precision=_dtype(settings))
     share = centre_share(settings.crop_scale)
     for first in range(0, len(paths), settings.eval_batch_size):
         group = paths[first : first + settings.eval_batch_size]
-        pixels = np.stack([read_centre(path, settings.image_size, share=share) for path in group])
-        logits = forward(state, torch.from_numpy(pixels).to(settings.device))
-        independent = settings.loss == "binary-cross-entropy"
-        probabilities = torch.sigmoid(logits) if independent else torch.softmax(logits, dim=-1)
-        values, classes = probabilities.topk(min(top, len(run.classes)), dim=-1)
-        for path, row, columns in zip(group, values.tolist(), classes.tolist(), strict=True):
-            yield path, [(run.classes[column], value) for column, value in zip(columns, row, strict=True)]
+        found = [_centre_or_error(path, settings.image_size, share) for path in group]
+        pixels = [pixels for pixels in found if not isinstance(pixels, DataError)]
+        answers: Iterator[Ranking] = iter(())
+        if pixels:
+            logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
+            values, classes = _probabilities(logits, settings).topk(min(top, len(run.classes)), dim=-1)
+            names = [[run.classes[column] for column in row] for row in classes.tolist()]
+            answers = (list(zip(*row, strict=True)) for row in zip(names, values.tolist(), strict=True))
+        for path, pixel in zip(group, found, strict=True):
+            yield path, pixel if isinstance(pixel, DataError) else next(answers)
+
+
+def _centre_or_error(path: str, size: int, share: float) -> npt.NDArray[np.uint8] | DataError:
+    try:
+        return read_centre(path, size, share=share)
+    except DataError as error:
+        return error
+
+
+def _probabilities(logits: Tensor, settings: Settings) -> Tensor:
+    if settings.loss == "binary-cross-entropy":
+        return torch.sigmoid(logits)
+    if settings.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1
+        return logits.clamp(0.0, 1.0)
+    return torch.softmax(logits, dim=-1)
 
 
 def describe_device(device: torch.device) -> str:
@@ -291,14 +359,16 @@ class _Log:
 
     def flush(self) -> Iterator[Logged]:
         lines: list[dict[str, Any]] = []
+        failure = None
         for step, total, when in self.waiting:
             values = total.compute()
             if values["nonfinite"]:
-                raise TrainingError(
-                    f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} "
-                    f"before (learning rate {values['lr']:.3g}); the last checkpoint is good: go on from it with a "
-                    "lower --lr or with --clip-norm 1"
+                failure = TrainingError(
+                    f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} before "
+                    f"(learning rate {values['lr']:.3g}); begin a new run with a lower --lr, more --warmup-epochs, or "
+                    "--clip-norm 1"
                 )
+                break
             rate = values["count"] / max(when - self.line_began, 1e-9)
             self.line_began = when
             epoch = -(-step // self.per_epoch)
@@ -306,6 +376,8 @@ class _Log:
         self.waiting, self.last_read = [], time.monotonic()
         runs.append_metrics(self.run, lines)
         yield from (Logged(line) for line in lines)
+        if failure:
+            raise failure
 
     def epoch_metrics(self) -> dict[str, float]:
         values = _total(self.epoch).compute()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,14 +53,14 @@ class WeightsReport:
 
     loaded: tuple[str, ...]  # names of the tensors that were copied
     skipped: tuple[str, ...]  # in the file but not used, each with the reason
-    at_random: tuple[str, ...]  # names in the model but not in the file: as they were initialised
+    at_random: tuple[str, ...]  # names in the model into which nothing was copied: as they were initialised
 
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensor{'' if len(self.loaded) == 1 else 's'}"]
         if self.skipped:
             parts.append(f"skipped {_some(self.skipped)}")
         if self.at_random:
-            parts.append(f"not in the file, left as initialised: {_some(self.at_random)}")
+            parts.append(f"left as initialised: {_some(self.at_random)}")
         return "; ".join(parts)
 
 
@@ -191,7 +192,7 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
         or holds more than tensors, or tensors of which none fits. The module is then as it was.
     """
     name = canonical(name)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     found = _read(path) if path.suffix.lower() in _SUFFIXES or path.is_file() else _download(str(source), name)
     tensors = _tensors_by_name(found, source)
     targets = module.state_dict()
@@ -208,7 +209,7 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
     return WeightsReport(
         loaded=loaded,
         skipped=tuple(f"{key}: {reason}" for key, reason in reasons.items() if reason is not None),
-        at_random=tuple(key for key in targets if key not in tensors),
+        at_random=tuple(key for key in targets if key not in loaded),
     )
 
 
@@ -233,6 +234,7 @@ def _construct(name: str, classes: int, image_size: int) -> torch.nn.Module:
         options["input_size"] = (image_size, image_size)
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True  # the default, but torchvision warns where it is left to that
+        options["transform_input"] = True  # from ImageNet's mean and std to what the pretrained weights were made with
     module: torch.nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return module
 

@@ -254,8 +254,9 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
 
 
 def matrices_only(params: Tensors) -> dict[str, bool]:
-    """A weight-decay mask that leaves out norms and biases: true for parameters of two dimensions or more."""
-    return {name: param.ndim >= 2 for name, param in params.items()}
+    """A weight-decay mask that leaves out norms, biases, class tokens and layer scales: true for parameters with more
+    than one entry along at least two of their dimensions. (Position embeddings are such, and are decayed.)"""
+    return {name: sum(side > 1 for side in param.shape) >= 2 for name, param in params.items()}
 
 
 def global_norm(tensors: Tensors) -> Float[Tensor, ""]:

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 
 import ftrain.losses
+import ftrain.random
 from ftrain import models, optim, schedules
-from ftrain.data.decode import open_image, oriented_size
+from ftrain.data.decode import oriented_size
 from ftrain.data.index import Index, scan
 from ftrain.data.load import Images
 from ftrain.data.sample import sample_folder
-from ftrain.errors import SettingsError
+from ftrain.errors import SettingsError, shown
 from ftrain.losses import Loss
 from ftrain.module import Apply, Tensors, functionalize, normalized
-from ftrain.settings import Precision, Settings
+from ftrain.settings import Precision, Settings, flag
 from ftrain.state import TrainState, init_state
 
 P = ParamSpec("P")
@@ -32,6 +33,7 @@ T = TypeVar("T")
 LARGEST_DEFAULT_SIZE = 224
 SMALLEST_CROP = 0.35
 FEW_IMAGES = 5_000
+WARMED_UP = ("cosine", "linear")
 DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
 LOSSES: dict[str, Loss] = {
@@ -69,7 +71,7 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
-            f"--batch-size is {batch_size}, but {train_dir} holds only {len(train)} images; "
+            f"--batch-size is {batch_size}, but {shown(train_dir)} holds only {len(train)} images; "
             f"give a batch size of at most {len(train)}"
         )
     short_side = _typical_short_side(train)
@@ -81,23 +83,25 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
             "over, and the loss may grow without bound; 16 or more is usual"
         )
     whole = short_side <= 1.15 * image_size
-    if settings.warmup_epochs >= settings.epochs and settings.schedule != "constant":
-        if settings.epochs > 1 or settings.warmup_epochs > 1:
-            raise SettingsError(
-                f"--warmup-epochs {settings.warmup_epochs:g} must be fewer than --epochs {settings.epochs}"
-            )
-        settings = attrs.evolve(settings, warmup_epochs=0.1)
+    warmup_epochs = _default(settings.warmup_epochs, min(1.0, settings.epochs / 10))
+    if warmup_epochs >= settings.epochs and settings.schedule in WARMED_UP:
+        raise SettingsError(
+            f"--warmup-epochs must be fewer than --epochs; got {warmup_epochs:g} of {settings.epochs} epochs"
+        )
+    notes.extend(_without_effect(settings))
     settings = attrs.evolve(
         settings,
         model=model,
         data=None,
-        train_dir=str(train_dir),
-        val_dir=str(val_dir),
+        train_dir=os.path.abspath(train_dir),
+        val_dir=os.path.abspath(val_dir),
+        weights=_weights(settings.weights),
         image_size=image_size,
         crop_scale=settings.crop_scale or (1.0 if whole else SMALLEST_CROP),
         batch_size=batch_size,
         eval_batch_size=settings.eval_batch_size or batch_size,
         lr=settings.lr or DEFAULT_LR[settings.optimizer],
+        warmup_epochs=warmup_epochs,
         weight_decay=_default(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer]),
         device=str(device),
         workers=_default(
@@ -165,7 +169,7 @@ def network(settings: Settings, classes: int, *, weights: str | None = None) -> 
 
 def optimizer(settings: Settings, steps_per_epoch: int) -> optim.Optimizer:
     """The optimizer of resolved settings."""
-    assert settings.lr and settings.weight_decay is not None
+    assert settings.lr and settings.weight_decay is not None and settings.warmup_epochs is not None
     total = settings.epochs * steps_per_epoch
     warmup = min(round(settings.warmup_epochs * steps_per_epoch), total - 1)
     rate: schedules.Schedule
@@ -199,6 +203,25 @@ def training_loss(settings: Settings) -> Loss:
     return LOSSES[settings.loss]
 
 
+def check_batch(settings: Settings, net: Network) -> None:
+    """Tries a batch of one, over which BatchNorm cannot normalise where only one pixel is left.
+
+    Raises:
+      SettingsError: if the network cannot be trained on it.
+    """
+    if settings.batch_size != 1 or not settings.image_size:
+        return
+    size = settings.image_size
+    example = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=settings.device)
+    try:
+        net.apply(net.params, net.buffers, example, train=True, key=ftrain.random.key(0, device=settings.device))
+    except ValueError as error:
+        raise SettingsError(
+            f"--batch-size 1 is too small for {settings.model} at --image-size {size}: {error}; give a batch size of "
+            "at least 2"
+        ) from error
+
+
 def first_state(settings: Settings, net: Network, rule: optim.Optimizer) -> TrainState:
     """The state before the first step."""
     return init_state(net.params, net.buffers, rule, seed=settings.seed)
@@ -216,16 +239,37 @@ def _folders(settings: Settings) -> tuple[Path, Path, list[str]]:
     root = Path(settings.data or "data")
     train, val = root / "train", root / "val"
     if settings.data:
-        missing = [str(folder) for folder in (train, val) if not folder.is_dir()]
+        missing = [shown(folder) for folder in (train, val) if not folder.is_dir()]
         if missing:
             raise SettingsError(
                 f"--data takes a folder that holds train/ and val/; there is no {' and no '.join(missing)}"
             )
     elif not (train.is_dir() and val.is_dir()):
         root = sample_folder()
-        note = f"no data/train and data/val here: training on the sample of Fashion-MNIST in {root}"
+        note = f"no data/train and data/val here: training on the sample of Fashion-MNIST in {shown(root)}"
         return root / "train", root / "val", [note]
     return train, val, []
+
+
+def _without_effect(settings: Settings) -> list[str]:
+    """Notes on settings that were given and that nothing reads."""
+    read = {
+        "momentum": settings.optimizer == "sgd",
+        "warmup_epochs": settings.schedule in WARMED_UP,
+        "label_smoothing": settings.loss == "cross-entropy",
+    }
+    choices = {"momentum": "optimizer", "warmup_epochs": "schedule", "label_smoothing": "loss"}
+    fields = attrs.fields_dict(Settings)
+    return [
+        f"{flag(name)} has no effect with {flag(choices[name])} {getattr(settings, choices[name])}"
+        for name, is_read in read.items()
+        if not is_read and getattr(settings, name) != fields[name].default
+    ]
+
+
+def _weights(source: str | None) -> str | None:
+    """A file by its whole path; a name as it is."""
+    return os.path.abspath(source) if source and os.path.isfile(source) else source
 
 
 def usage(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -247,7 +291,7 @@ def _typical_short_side(index: Index) -> int:
     picks = np.unique(np.linspace(0, len(index) - 1, 64).astype(int))
     sides = []
     for position in picks:
-        with open_image(index.file(int(position))) as image:
+        with index.open(int(position)) as image:
             sides.append(min(oriented_size(image)))
     return int(np.median(sides))
 

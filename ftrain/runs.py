@@ -6,17 +6,21 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from ftrain import checkpoint
-from ftrain.errors import SettingsError
+from ftrain.errors import SettingsError, shown
 from ftrain.settings import Settings, from_mapping
+
+if TYPE_CHECKING:
+    from ftrain.models import WeightsReport  # which would import torchvision
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
+FACTS = ("command", "device", "versions", "data")
 
 
 @attrs.frozen
@@ -33,8 +37,8 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def create(folder: Path, settings: Settings, classes: Sequence[str], facts: Mapping[str, Any]) -> Run:
-    """Makes a run's folder.
+def new_run(folder: Path, settings: Settings, classes: Sequence[str], facts: Mapping[str, Any]) -> Run:
+    """A run whose folder is still to be made, by `write`.
 
     Args:
       facts: what config.json says beside the settings: versions, device, command line, fingerprints of the data.
@@ -42,13 +46,25 @@ def create(folder: Path, settings: Settings, classes: Sequence[str], facts: Mapp
     Raises:
       SettingsError: if the folder is there and not empty.
     """
+    check_free(folder)
+    return Run(folder, settings, tuple(classes), {"settings": attrs.asdict(settings), **facts})
+
+
+def check_free(folder: Path) -> None:
+    """Raises SettingsError unless a run can have this folder: it is not there, or empty."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out takes a folder; {shown(folder)} is a file")
     if folder.is_dir() and any(folder.iterdir()):
-        raise SettingsError(f"{folder} is not empty; give another folder as --out, or go on with --resume {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"settings": attrs.asdict(settings), **facts}
-    checkpoint.write_file(folder / CLASSES, json.dumps(list(classes), indent=1).encode())
-    checkpoint.write_file(folder / CONFIG, json.dumps(config, indent=1).encode())
-    return Run(folder, settings, tuple(classes), config)
+        raise SettingsError(
+            f"{shown(folder)} is not empty; give another folder as --out, or go on with --resume {shown(folder)}"
+        )
+
+
+def write(run: Run) -> None:
+    """Writes config.json and classes.json into the run's folder, which is made if need be."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_file(run.folder / CLASSES, json.dumps(list(run.classes), indent=1).encode())
+    checkpoint.write_file(run.folder / CONFIG, json.dumps(run.config, indent=1).encode())
 
 
 def open_run(folder: Path) -> Run:
@@ -60,10 +76,19 @@ def open_run(folder: Path) -> Run:
     try:
         config = json.loads((folder / CONFIG).read_bytes())
         classes = tuple(json.loads((folder / CLASSES).read_bytes()))
-        settings = Settings(**from_mapping(config["settings"], source=str(folder / CONFIG)))
+        missing = [name for name in ("settings", *FACTS) if name not in config]
+        if missing:
+            raise ValueError(f"{CONFIG} does not say its {', '.join(missing)}")
+        settings = Settings(**from_mapping(dict(config["settings"]), source=CONFIG))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{folder} is not the folder of a run: {error}") from error
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"{shown(folder)} is not the folder of a run: {cause}") from error
     return Run(folder, settings, classes, config)
+
+
+def write_weights_report(run: Run, report: WeightsReport) -> None:
+    """Writes weights.json: what was loaded, skipped, and left at random."""
+    checkpoint.write_file(run.folder / "weights.json", json.dumps(attrs.asdict(report), indent=1).encode())
 
 
 def append_metrics(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:

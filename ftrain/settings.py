@@ -23,6 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What may differ between the parts of a resumed run, because the result does not depend on it.
 HARMLESS = frozenset({"workers", "save_station", "eval_batch_size", "log_every"})
+# Where the images are; which they are shows in their fingerprint.
+PLACES = ("data", "train_dir", "val_dir")
 
 
 def flag(name: str) -> str:
@@ -90,10 +92,11 @@ def _yes_or_no(value: Any) -> str | None:
 
 def _three(low: float, *, above: bool) -> Callable[[Any], str | None]:
     number = _number(low, above=above)
+    bounds = f"three numbers {'>' if above else '>='} {low:g} and <= 1, one per channel, such as 0.5,0.5,0.5"
 
     def check(value: Any) -> str | None:
-        fits = isinstance(value, tuple) and len(value) == 3 and not any(number(v) for v in value)
-        return None if fits else f"three numbers {'>' if above else '>='} {low:g}, one per channel, such as 0.5,0.5,0.5"
+        fits = isinstance(value, tuple) and len(value) == 3 and not any(number(v) or v > 1.0 for v in value)
+        return None if fits else bounds
 
     return check
 
@@ -101,8 +104,9 @@ def _three(low: float, *, above: bool) -> Callable[[Any], str | None]:
 def _channels(value: Any) -> Any:
     """Three numbers from a list, or from a text such as "0.5,0.5,0.5"; anything else as it is, for the check to
     refuse."""
+    parts = value.split(",") if isinstance(value, str) else value
     try:
-        return tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
+        return tuple(part if isinstance(part, bool) else float(part) for part in parts)
     except (TypeError, ValueError):
         return value
 
@@ -205,7 +209,13 @@ class Settings:
         "How the learning rate falls: cosine, linear, step (x 0.1 each third), constant.",
         _one_of(ScheduleName),
     )
-    warmup_epochs: float = _setting(1.0, "Training", "Epochs in which the learning rate rises from 0.", _number(0.0))
+    warmup_epochs: float | None = _setting(
+        None,
+        "Training",
+        "Epochs in which the learning rate rises from 0, before it falls by the schedule cosine or linear. By default "
+        "1, or a tenth of --epochs if that is less.",
+        _number(0.0),
+    )
     loss: LossName = _setting(
         "cross-entropy", "Training", "cross-entropy, binary-cross-entropy or mean-squared-error.", _one_of(LossName)
     )
@@ -258,3 +268,10 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     if twice:
         raise SettingsError(f"{source}: {twice[0]!r} is given twice, with - and with _")
     return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `below` with those of `above` in their place. Where the images are is one setting in two
+    spellings: `data`, or `train_dir` and `val_dir`; either replaces the other."""
+    hidden = set(PLACES) if set(PLACES) & above.keys() else set()
+    return {**{name: value for name, value in below.items() if name not in hidden}, **above}

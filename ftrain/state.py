@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int64
@@ -46,3 +46,32 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
         opt_state=optimizer.init(params),
         key=ftrain.random.key(seed, device=device),
     )
+
+
+class DonatedError(RuntimeError):
+    """A state was used after a step had written the next state into its memory."""
+
+
+def bury(state: Any) -> None:
+    """Makes a donated state raise `DonatedError` when it is touched."""
+    vars(state).clear()
+    object.__setattr__(state, "__class__", _Donated)
+
+
+def check_alive(state: Any) -> None:
+    """Raises `DonatedError` for a donated state, which inside a compiled step would come wrapped in another error."""
+    if isinstance(state, _Donated):
+        raise DonatedError(_GONE)
+
+
+class _Donated:
+    """What a donated state becomes."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise DonatedError(_GONE)
+
+
+_GONE = (
+    "this state was donated to a step, which wrote the next state into its memory; go on with the state that the step "
+    "returned, or take the step with donate=False"
+)

@@ -21,8 +21,9 @@ Step = Callable[[Any, Any], Any]
 
 STEPS = 5  # taken in a row with one compiled graph
 TOLERANCE = 1e-8  # of float64 results that are equal but for rounding
-SLOPE_TOLERANCE = 1e-4  # of a derivative against finite differences
-SLOPE_DISTANCE = 1e-8
+SLOPE_TOLERANCE = 1e-4  # of a derivative against finite differences, relative
+SLOPE_DISTANCE = 1e-8  # so near that hardly ever a kink, such as ReLU's, lies between
+SLOPE_NOISE = 50 * 2.0**-52 / SLOPE_DISTANCE  # of finite differences from rounding, relative to the loss
 
 
 class ImpureStepError(AssertionError):
@@ -34,8 +35,8 @@ def assert_pure(step: Step, state: Any, batch: Any, *, meanings: Iterable[str] |
 
     Args:
       step: `(state, batch) -> (new_state, metrics)`, or `(state, batch) -> metrics`; its other arguments bound.
-      state: a pytree of tensors with a field `key`, such as a `TrainState`. The checks of graphs, vmap and derivatives
-        run on a float64 copy of it, where rounding cannot hide or feign a difference.
+      state: a pytree of tensors with the fields `key` and `params`, such as a `TrainState`. The checks of graphs, vmap
+        and derivatives run on a float64 copy of it, where rounding cannot hide or feign a difference.
       batch: a pytree of tensors.
       meanings: which to check; all if None.
 
@@ -51,8 +52,11 @@ def assert_pure(step: Step, state: Any, batch: Any, *, meanings: Iterable[str] |
 
 def check_inputs_unchanged(step: Step, state: Any, batch: Any) -> None:
     """1. No input changes: not the state, not the batch, not a module behind the step, not a global generator."""
-    watched = {"state": state, "batch": batch, **_modules_behind(step)}
-    before, generators = _snapshot(watched), _generators()
+
+    def watched() -> dict[str, Any]:
+        return {"state": state, "batch": batch, **_modules_behind(step)}
+
+    before, generators = _snapshot(watched()), _generators()
     with torch.random.fork_rng():
         step(state, batch)
         moved = [
@@ -60,7 +64,7 @@ def check_inputs_unchanged(step: Step, state: Any, batch: Any) -> None:
             for name, was, now in zip(generators, generators.values(), _generators().values(), strict=True)
             if was != now
         ]
-    _compare("inputs unchanged", before, watched, "before the step", "after it", exact=True)
+    _compare("inputs unchanged", before, watched(), "before the step", "after it", exact=True)
     if moved:
         _fail(
             "inputs unchanged", f"the step moved {' and '.join(moved)}; draw from state.key with ftrain.random instead"
@@ -135,15 +139,17 @@ def check_differentiable(step: Step, state: Any, batch: Any) -> None:
         slope = torch.func.grad(later_loss)(here).item()
     except Exception as error:
         _fail("differentiable", f"torch.func.grad of a later loss failed: {_first_lines(error)}")
-    expected = ((later_loss(here + SLOPE_DISTANCE) - later_loss(here - SLOPE_DISTANCE)) / (2 * SLOPE_DISTANCE)).item()
-    if not abs(slope - expected) <= SLOPE_TOLERANCE * max(1.0, abs(expected)):
+    ahead, behind = later_loss(here + SLOPE_DISTANCE).item(), later_loss(here - SLOPE_DISTANCE).item()
+    expected = (ahead - behind) / (2 * SLOPE_DISTANCE)
+    if not abs(slope - expected) <= SLOPE_TOLERANCE * abs(expected) + SLOPE_NOISE * abs(ahead):
         _fail(
             "differentiable", f"the later loss has the derivative {slope:.8g}; finite differences give {expected:.8g}"
         )
 
 
 def check_draws(step: Step, state: Any, batch: Any) -> None:
-    """6. Every draw comes from the state's key and step alone, and is the same eager and compiled."""
+    """6. Every draw comes from the state's key and step alone, differs from step to step, and is the same eager and
+    compiled."""
     state, batch = _wide(state), _wide(batch)
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.random.fork_rng(), torch.no_grad():
@@ -155,6 +161,13 @@ def check_draws(step: Step, state: Any, batch: Any) -> None:
         except torch._dynamo.exc.TorchDynamoException as error:
             _fail("draws", f"the step does not compile: {_first_lines(error)}")
         _compare("draws", eager, graph, "the step in eager mode", "the step compiled")
+        if not hasattr(state, "step"):
+            return
+        loss = _loss(eager)
+        other_key = _loss(step(_with_key(state, ftrain.random.fold_in(state.key, 1)), batch))
+        other_step = _loss(step(_replace(state, step=state.step + 1), batch))
+        if not _same_bits(loss, other_key) and _same_bits(loss, other_step):
+            _fail("draws", "the step draws from its key, but the same in every step; fold state.step into the key")
 
 
 MEANINGS: dict[str, Callable[[Step, Any, Any], None]] = {
@@ -189,7 +202,7 @@ def _compare(meaning: str, expected: Any, found: Any, one: str, other: str, *, e
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.detach().cpu().contiguous().numpy().tobytes() == b.detach().cpu().contiguous().numpy().tobytes()
+    return torch.equal(*(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
 def _named(tree: Any) -> dict[str, Tensor]:
@@ -250,7 +263,11 @@ def _modules_behind(step: Any) -> dict[str, dict[str, Tensor]]:
     """The tensors of the modules that a step can reach through bound arguments and closures."""
     modules = [value for value in _reachable(step, set()) if isinstance(value, torch.nn.Module)]
     return {
-        f"module {number} ({type(module).__name__})": dict(module.state_dict(keep_vars=True))
+        f"module {number} ({type(module).__name__})": {
+            **dict(module.named_parameters()),
+            **dict(module.named_buffers()),
+            **{f"{name}.training": torch.tensor(part.training) for name, part in module.named_modules()},
+        }
         for number, module in enumerate(modules)
     }
 
@@ -271,6 +288,8 @@ def _reachable(value: Any, seen: set[int]) -> Iterator[Any]:
         parts = value
     elif isinstance(value, dict):
         parts = list(value.values())
+    elif callable(value) and not isinstance(value, torch.nn.Module | type):
+        parts = list(getattr(value, "__dict__", {}).values())
     for part in parts:
         yield from _reachable(part, seen)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,55 @@ def test_resuming_under_another_learning_rate_is_refused(run):
     assert "its result would change: --lr was 0.001, is 0.5" in result.output
 
 
+def stopped_after_an_epoch(run, folder):
+    """A copy of a run, of which only the first epoch's checkpoint is left."""
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_with_all_epochs(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    result = ftrain_command("fit", "--data", data, *QUICK, "--save-station", 1, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_same_command_line_goes_on_from_another_folder(run_with_all_epochs, data, tmp_path, monkeypatch):
+    stopped = stopped_after_an_epoch(run_with_all_epochs, tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path)
+    result = ftrain_command("fit", "--data", data, *QUICK, "--resume", "stopped", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    whole, resumed = params_of(run_with_all_epochs), params_of(stopped)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    config = json.loads((stopped / "config.json").read_text())
+    assert config["settings"]["workers"] == 1
+    assert config["resumed"][0]["changes"] == []
+
+
+def test_moved_data_are_the_same_data(run_with_all_epochs, data, tmp_path):
+    stopped = stopped_after_an_epoch(run_with_all_epochs, tmp_path / "stopped")
+    shutil.copytree(data, tmp_path / "elsewhere")
+    result = ftrain_command("fit", "--resume", stopped, "--data", tmp_path / "elsewhere")
+    assert result.exit_code == 0, result.output
+    assert json.loads((stopped / "config.json").read_text())["settings"]["val_dir"] == str(tmp_path / "elsewhere/val")
+
+
+def test_resuming_over_changed_data_is_refused_unless_told_to(run_with_all_epochs, data, tmp_path):
+    stopped = stopped_after_an_epoch(run_with_all_epochs, tmp_path / "stopped")
+    shutil.copytree(data, tmp_path / "changed")
+    (tmp_path / "changed" / "train" / "red" / "0.png").unlink()
+    (tmp_path / "changed" / "train" / "blue" / "0.png").rename(tmp_path / "changed" / "train" / "blue" / "7.png")
+    arguments = ("fit", "--resume", stopped, "--data", tmp_path / "changed")
+    refused(2, '"blue" has images of other names or sizes, "red" had 6 images, has 5. Give them as', *arguments)
+    result = ftrain_command(*arguments, "--override")
+    assert result.exit_code == 0, result.output
+    config = json.loads((stopped / "config.json").read_text())
+    assert '"red" had 6 images, has 5' in config["resumed"][0]["changes"][0]
+    assert config["data"]["train"]["images"] == 17
+
+
 def test_save_station_keeps_every_epoch_from_there(data, tmp_path):
     arguments = [*QUICK, "--epochs", "4", "--save-station", "2", "--out", tmp_path / "run"]
     result = ftrain_command("fit", "--data", data, *arguments)
@@ -146,6 +196,7 @@ def test_evaluate(run, data, tmp_path):
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     best = max((line["val"] for line in logged if line["kind"] == "epoch"), key=lambda val: val["accuracy"])
     assert document["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    assert "on 9 images" in ftrain_command("evaluate", run, "--data", data, "--out", tmp_path).output
 
 
 def test_predict(run, data):
@@ -160,6 +211,38 @@ def test_predict(run, data):
     rows = list(csv.DictReader(table.stdout.splitlines()))
     assert len(rows) == 9
     assert sum(float(row["probability"]) for row in rows[:3]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_predict_names_what_it_cannot_read_and_goes_on(run, data, tmp_path):
+    shutil.copy(data / "val" / "red" / "0.png", tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "folder").mkdir()
+    shutil.copy(data / "val" / "red" / "1.png", tmp_path / "folder" / "also.png")
+    result = CliRunner().invoke(app, ["predict", str(run), str(tmp_path / "*")])
+    assert result.exit_code == 65
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        str(tmp_path / "folder" / "also.png"),
+        str(tmp_path / "good.png"),
+    ]
+    assert f"cannot read the image {tmp_path / 'bad.png'}" in result.stderr
+
+
+def test_names_that_are_no_text_and_no_formulas(data, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(data, images)
+    for split in ("train", "val"):
+        (images / split / "red").rename(images / split / os.fsdecode(b"caf\xe9 $_^$"))
+    folder = tmp_path / os.fsdecode(b"r\xe9n$_^$")
+    result = ftrain_command("fit", "--data", images, *QUICK, "--epochs", 1, "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert is_png(folder / "curves.png")
+    assert "r\\xe9n$_^$" in result.output
+    result = ftrain_command("evaluate", folder)
+    assert result.exit_code == 0, result.output
+    assert "caf\\xe9 $_^$" in result.output
+    result = CliRunner().invoke(app, ["predict", str(folder), str(images / "val"), "--csv"])
+    assert result.exit_code == 0, result.output
+    assert b"caf\xe9 $_^$" in result.stdout_bytes
 
 
 def test_info(run):
@@ -218,6 +301,9 @@ def test_weights_from_a_file_with_another_head(data, tmp_path):
     result = ftrain_command("fit", "--data", data, *QUICK, "--epochs", 1, "--weights", weights, "--out", out)
     assert result.exit_code == 0, result.output
     assert "fc.weight: [7, 1024] does not fit [3, 1024]" in result.output
+    report = json.loads((out / "weights.json").read_text())
+    assert report["at_random"] == ["fc.weight", "fc.bias"]
+    assert "conv1.0.weight" in report["loaded"]
 
 
 def refused(code, message, *arguments):
@@ -259,6 +345,21 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     refused(2, "full is not empty", *fit, *QUICK, "--out", "full")
+    refused(2, "full is not empty", *fit, *QUICK, "--out", "full", "--dry-run")
+    refused(2, "--out takes a folder; full/thesis.txt is a file", *fit, *QUICK, "--out", "full/thesis.txt")
+    refused(2, "there is no file of weights at no.pth", *fit, *QUICK, "--weights", "no.pth", "--out", "new")
+    refused(2, "there is no file of weights at ~nosuchuser/no.pth", *fit, *QUICK, "--weights", "~nosuchuser/no.pth")
+    refused(2, "--batch-size 1 is too small for resnet18", *fit, "--model", "resnet18", "--batch-size", 1)
+    refused(2, "--warmup-epochs must be fewer than --epochs; got 2 of 2", *fit, *QUICK, "--warmup-epochs", 2)
+    refused(2, "--override is for a run that goes on", *fit, "--override")
+    refused(2, "--out is for a new run", *fit, "--resume", "full", "--out", "new")
+    (tmp_path / "range.toml").write_text("epochs = 0\n")
+    refused(2, "--config range.toml: --epochs takes a whole number >= 1; got 0", *fit, "--config", "range.toml")
+    for text, message in (("[]", "does not say its settings, command"), ("7", "is not the folder of a run"), ('{"settings": {}}', "does not say its command, device")):
+        (tmp_path / "full" / "config.json").write_text(text)
+        (tmp_path / "full" / "classes.json").write_text("[]")
+        refused(2, message, "info", "full")
+    assert not (tmp_path / "new").exists()
     assert not (tmp_path / "runs").exists()
 
 

@@ -38,7 +38,7 @@ def test_classes_and_images_are_sorted_by_their_bytes(tmp_path: Path) -> None:
     assert index.labels.tolist() == [0, 1, 2, 3, 3, 4]
     assert index.labels.dtype == np.int64
     assert len(index) == 6
-    assert index.file(3) == str(tmp_path / "b" / "10.png")
+    assert index.name(3) == str(tmp_path / "b" / "10.png")
 
 
 def test_every_suffix_counts_in_any_case_and_nothing_else(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
         pytest.skip("this file system takes only UTF-8")
     index = scan(tmp_path)
     assert index.paths == ("a/x.png", "b/caf\udce9.png", "b/caf\U0001f600.png", "b/caf\udcff\udcfe.png", "b/é.png")
-    assert all(os.path.exists(index.file(position)) for position in range(len(index)))
+    assert all(os.path.exists(index.name(position)) for position in range(len(index)))
 
 
 def test_the_fingerprint_covers_classes_paths_and_sizes_only(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import functools
 import networks
 import pytest
 import torch
+from torch import Tensor
 
 import ftrain
+from ftrain.frozen import frozen
 from ftrain.testing import MEANINGS, assert_pure
 
 SLOW_TO_COMPILE = ("resnet18", "mobilenet_v3_small", "small_vit")
@@ -178,6 +180,32 @@ def test_donated_state_is_written_over_and_raises_when_touched():
         _ = copy.params
     with pytest.raises(ftrain.DonatedError):
         donating(copy, batch)
+
+
+@frozen
+class Pair:
+    older: Tensor
+    newer: Tensor
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_donation_is_right_where_a_new_leaf_is_another_old_one(backend):
+    def shift(state, batch):
+        return Pair(state.newer, state.newer.flip(0) + batch), batch.sum()
+
+    torch._dynamo.reset()
+    donating = ftrain.compile_step(shift, donate=True, backend=backend)
+    state = Pair(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    state, _ = donating(state, torch.tensor(10.0))
+    assert (state.older.tolist(), state.newer.tolist()) == ([3.0, 4.0], [14.0, 13.0])
+    state, _ = donating(state, torch.tensor(10.0))
+    assert (state.older.tolist(), state.newer.tolist()) == ([14.0, 13.0], [23.0, 24.0])
+
+
+def test_a_state_that_cannot_be_buried_is_not_donated():
+    donating = ftrain.compile_step(lambda state, batch: (state, batch), donate=True, backend="aot_eager")
+    with pytest.raises(TypeError, match=r"a dict cannot be donated.*ftrain\.frozen"):
+        donating({"a": torch.zeros(2)}, torch.zeros(2))
 
 
 def test_eager_donation_gives_the_same_bits_in_the_same_memory():

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from ftrain.errors import SettingsError
-from ftrain.settings import HARMLESS, Settings, flag, from_mapping
+from ftrain.settings import HARMLESS, Settings, flag, from_mapping, layered
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def test_defaults() -> None:
         "weight_decay": None,
         "momentum": 0.9,
         "schedule": "cosine",
-        "warmup_epochs": 1.0,
+        "warmup_epochs": None,
         "loss": "cross-entropy",
         "label_smoothing": 0.1,
         "clip_norm": None,
@@ -74,13 +74,15 @@ PER_CHANNEL = "one per channel, such as 0.5,0.5,0.5; got"
         ("flip", "yes", "--flip takes true or false; got 'yes'"),
         ("flip", 1, "--flip takes true or false; got 1"),
         ("flip", None, "--flip takes true or false; got None"),
-        ("mean", (0.5, 0.5), f"--mean takes three numbers >= 0, {PER_CHANNEL} (0.5, 0.5)"),
-        ("mean", (0.5, 0.5, -0.5), f"--mean takes three numbers >= 0, {PER_CHANNEL} (0.5, 0.5, -0.5)"),
-        ("mean", "a,b,c", f"--mean takes three numbers >= 0, {PER_CHANNEL} 'a,b,c'"),
-        ("mean", 0.5, f"--mean takes three numbers >= 0, {PER_CHANNEL} 0.5"),
-        ("std", "0.5,0,0.5", f"--std takes three numbers > 0, {PER_CHANNEL} (0.5, 0.0, 0.5)"),
-        ("std", (0.5, 0.5, math.inf), f"--std takes three numbers > 0, {PER_CHANNEL} (0.5, 0.5, inf)"),
-        ("std", "0.5,0.5,nan", f"--std takes three numbers > 0, {PER_CHANNEL} (0.5, 0.5, nan)"),
+        ("mean", (0.5, 0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5)"),
+        ("mean", (0.5, 0.5, -0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, -0.5)"),
+        ("mean", (0.5, 123.7, 0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 123.7, 0.5)"),
+        ("mean", [True, False, True], f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (True, False, True)"),
+        ("mean", "a,b,c", f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} 'a,b,c'"),
+        ("mean", 0.5, f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} 0.5"),
+        ("std", "0.5,0,0.5", f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.0, 0.5)"),
+        ("std", (0.5, 0.5, math.inf), f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, inf)"),
+        ("std", "0.5,0.5,nan", f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, nan)"),
         ("epochs", 0, f"--epochs {A_WHOLE_NUMBER} 0"),
         ("epochs", -1, f"--epochs {A_WHOLE_NUMBER} -1"),
         ("epochs", 1.5, f"--epochs {A_WHOLE_NUMBER} 1.5"),
@@ -278,3 +280,10 @@ def test_the_command_line_imports_no_torch() -> None:
 
 def test_the_check_for_torch_can_fail() -> None:
     assert "'torch'" in heavy_modules_after("import sys, torch")
+
+
+def test_where_the_images_are_is_one_setting() -> None:
+    below = {"train_dir": "a", "val_dir": "b", "lr": 0.1}
+    assert layered(below, {"data": "c"}) == {"lr": 0.1, "data": "c"}
+    assert layered(below, {"lr": 0.2}) == {"train_dir": "a", "val_dir": "b", "lr": 0.2}
+    assert layered({"data": "c"}, {"train_dir": "a", "val_dir": "b"}) == {"train_dir": "a", "val_dir": "b"}

@@ -42,6 +42,12 @@ def test_a_pure_step_passes():
     assert_pure(pure, state(), BATCH)
 
 
+def test_bits_of_bfloat16_are_compared():
+    narrow = State(torch.zeros((), dtype=torch.int64), {"w": torch.ones(3, dtype=torch.bfloat16)}, ftrain.random.key(0))
+    batch = tuple(part.bfloat16() for part in BATCH)
+    assert_pure(pure, narrow, batch, meanings=["inputs unchanged", "repeatable"])
+
+
 def test_unknown_meaning():
     with pytest.raises(ValueError, match="a meaning of pure is one of inputs unchanged, repeatable, .*; got 'nice'"):
         assert_pure(pure, state(), BATCH, meanings=["nice"])
@@ -100,6 +106,19 @@ def test_inputs_unchanged_watches_modules_behind_the_step():
 
     with pytest.raises(ImpureStepError, match=r"module 0 \(BatchNorm1d\)'\]\['running_mean'\] is not the same"):
         assert_pure(functools.partial(step, network=module), state(), BATCH, meanings=["inputs unchanged"])
+
+
+def test_inputs_unchanged_watches_the_mode_of_modules_behind_a_callable_object():
+    class Step:
+        def __init__(self):
+            self.network = torch.nn.Dropout()
+
+        def __call__(self, state, batch):
+            self.network.eval()
+            return pure(state, batch)
+
+    with pytest.raises(ImpureStepError, match=r"module 0 \(Dropout\)'\]\['.training'\] is not the same"):
+        assert_pure(Step(), state(), BATCH, meanings=["inputs unchanged"])
 
 
 def test_repeatable_can_fail_by_a_counter():
@@ -176,6 +195,30 @@ def test_differentiable_can_fail_by_a_cut_graph():
         ImpureStepError, match="meaning 5, differentiable, .* has the derivative 0; finite differences give"
     ):
         assert_pure(step, state(), BATCH, meanings=["differentiable"])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (1.0, 1e5)])
+def test_differentiable_is_judged_by_the_size_of_the_loss(scale, shift):
+    def scaled(state, batch):
+        new, result = pure(state, batch)
+        return new, Result(result.loss * scale + shift)
+
+    def cut(state, batch):
+        new, result = scaled(state, batch)
+        return State(new.step, {"w": new.params["w"].detach()}, new.key), result
+
+    assert_pure(scaled, state(), BATCH, meanings=["differentiable"])
+    with pytest.raises(ImpureStepError, match="meaning 5, differentiable"):
+        assert_pure(cut, state(), BATCH, meanings=["differentiable"])
+
+
+def test_draws_can_fail_by_the_same_draw_in_every_step():
+    def step(state, batch):
+        new, result = pure(state, batch)
+        return new, Result(result.loss + ftrain.random.uniform(state.key))
+
+    with pytest.raises(ImpureStepError, match="meaning 6, draws, .* the same in every step; fold state.step into"):
+        assert_pure(step, state(), BATCH, meanings=["draws"])
 
 
 def test_draws_can_fail_by_a_global_draw():

@@ -51,13 +51,13 @@ def test_the_head_stays_where_the_classes_differ(tmp_path):
     drawn = _copy(target.state_dict())
     report = models.load_weights(target, _save("pth", source.state_dict(), tmp_path), name="resnet18")
     assert report.skipped == ("fc.weight: [1000, 512] does not fit [10, 512]", "fc.bias: [1000] does not fit [10]")
-    assert report.at_random == ()
+    assert report.at_random == ("fc.weight", "fc.bias")
     assert len(report.loaded) == 120
     for key, tensor in target.state_dict().items():
         assert torch.equal(tensor, drawn[key] if key.startswith("fc.") else source.state_dict()[key])
     assert str(report) == (
         "loaded 120 tensors; skipped 2 (fc.weight: [1000, 512] does not fit [10, 512], "
-        "fc.bias: [1000] does not fit [10])"
+        "fc.bias: [1000] does not fit [10]); left as initialised: 2 (fc.weight, fc.bias)"
     )
 
 
@@ -73,13 +73,13 @@ def test_tensors_that_only_one_side_has(tmp_path):
     assert torch.equal(target.state_dict()["features.0.weight"], drawn["features.0.weight"])
     assert str(report) == (
         "loaded 50 tensors; skipped 1 (extra: not in the model); "
-        "not in the file, left as initialised: 2 (features.0.weight, features.0.bias)"
+        "left as initialised: 2 (features.0.weight, features.0.bias)"
     )
 
 
 def test_the_summary_names_a_few():
     report = models.WeightsReport(loaded=("a",), skipped=(), at_random=tuple("bcdefgh"))
-    assert str(report) == "loaded 1 tensor; not in the file, left as initialised: 7 (b, c, d, e, ...)"
+    assert str(report) == "loaded 1 tensor; left as initialised: 7 (b, c, d, e, ...)"
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         report.loaded = ()
 

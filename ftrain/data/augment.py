@@ -28,7 +28,7 @@ class View(NamedTuple):
 
 
 def example_draws(seed: int, epoch: int, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) for each example, float64 [examples, 3 * ATTEMPTS + 2], whose only arguments are the
+    """Uniform numbers in [0, 1) for each example, float64 [examples, 2 * ATTEMPTS + 3], whose only arguments are the
     seed, the epoch and the index of the example."""
     keys = ftrain.random.fold_in(purpose_key(seed, "augment", epoch), torch.from_numpy(indices.copy()))
     draw = torch.func.vmap(lambda key: ftrain.random.uniform(key, (2 * ATTEMPTS + 3,), torch.float64))

@@ -99,20 +99,30 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
       DataError: if the pixels cannot be decoded.
       ValueError: if the box is empty or does not lie in the image, or if a JPEG is used again.
     """
+    return _channels_first(_part(image, box, size, size))
+
+
+def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """The whole image, scaled: RGB, contiguous [height, width, 3]. Otherwise as `crop_and_resize`."""
+    rows, columns = oriented_size(image)
+    return np.ascontiguousarray(np.asarray(_rgb(_part(image, (0, 0, columns, rows), width, height))))
+
+
+def _part(image: Image.Image, box: tuple[float, float, float, float], across: int, down: int) -> Image.Image:
+    """A part of the image, scaled to `across` x `down` pixels."""
     path = _path(image)
     with _as_data_error(path):
         orientation = _orientation(image)
     left, top, width, height = box
     columns, rows = (image.height, image.width) if orientation >= 5 else (image.width, image.height)
-    across = left >= -_SLACK and left + width <= columns + _SLACK
-    down = top >= -_SLACK and top + height <= rows + _SLACK
-    if not (width > 0 and height > 0 and across and down):
+    inside = left >= -_SLACK and left + width <= columns + _SLACK and top >= -_SLACK and top + height <= rows + _SLACK
+    if not (width > 0 and height > 0 and inside):
         raise ValueError(f"a box (left, top, width, height) inside {columns} x {rows} pixels is needed; got {box}")
     scale = 1
     if isinstance(image, JpegImageFile):
         if image.decoderconfig:
             raise ValueError(f"{shown(path)} was decoded for another box; open it again")
-        scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * size)
+        scale = max(s for s in (1, 2, 4, 8) if s == 1 or (width >= s * across and height >= s * down))
         image.draft("RGB", (image.width // scale, image.height // scale))
     with _as_data_error(path):
         pixels = _upright(image, orientation)
@@ -122,7 +132,7 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
             min((left + width) / scale, pixels.width),
             min((top + height) / scale, pixels.height),
         )
-        return _channels_first(pixels.resize((size, size), Image.Resampling.BILINEAR, box=part))
+        return pixels.resize((across, down), Image.Resampling.BILINEAR, box=part)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -158,9 +168,12 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
+def _rgb(pixels: Image.Image) -> Image.Image:
+    return pixels if pixels.mode == "RGB" else pixels.convert("RGB")
+
+
 def _channels_first(pixels: Image.Image) -> npt.NDArray[np.uint8]:
-    rgb = pixels if pixels.mode == "RGB" else pixels.convert("RGB")
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(_rgb(pixels)).transpose(2, 0, 1))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from ftrain.data.decode import open_image
 from ftrain.errors import DataError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -30,6 +33,8 @@ class Index:
       paths: the images' paths relative to `root`, with forward slashes. Bytes that are no UTF-8 are kept as
         `os.fsdecode` keeps them.
       labels: int64 [N], one for each path.
+      sizes: int64 [N], of the files in bytes.
+      modified: int64 [N], when the files were last written, in nanoseconds since 1970.
       fingerprint: a SHA-256 over the classes, the paths and the files' sizes, in hexadecimal.
     """
 
@@ -37,14 +42,35 @@ class Index:
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     labels: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    modified: npt.NDArray[np.int64]
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def file(self, position: int) -> str:
-        """The path to open for the image at `position`."""
+    def open(self, position: int) -> Image.Image:
+        """The image at `position`, its header read and its pixels not.
+
+        Raises:
+          DataError: if it cannot be read.
+        """
+        return open_image(self.name(position))
+
+    def name(self, position: int) -> str:
+        """The path of the image at `position`."""
         return os.path.join(self.root, self.paths[position])
+
+    def class_fingerprints(self) -> dict[str, dict[str, int | str]]:
+        """How many images each class has, and a SHA-256 over their paths and sizes: to say what changed."""
+        found: dict[str, dict[str, int | str]] = {}
+        for label, name in enumerate(self.classes):
+            digest = hashlib.sha256()
+            members = np.flatnonzero(self.labels == label).tolist()
+            for position in members:
+                digest.update(b"\0%s\0%d" % (os.fsencode(self.paths[position]), self.sizes[position]))
+            found[name] = {"images": len(members), "fingerprint": digest.hexdigest()}
+        return found
 
 
 def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
@@ -84,7 +110,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[str]:
       OSError: if a folder cannot be read.
     """
     top = os.fsencode(folder)
-    return [os.fsdecode(os.path.join(top, os.path.normpath(path))) for path, _ in sorted(_images(top, b".", ()))]
+    return [os.fsdecode(os.path.join(top, os.path.normpath(path))) for path, _, _ in sorted(_images(top, b".", ()))]
 
 
 def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Index:
@@ -96,13 +122,16 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Ind
     for name in labels_of:
         digest.update(b"%s\0" % name)
     paths: list[str] = []
+    sizes, modified = array("q"), array("q")
     counts: list[int] = []
     for name in names:
         images = _images(top, name, (place,))
         images.sort()
-        for path, size in images:
+        for path, size, _ in images:
             digest.update(b"\0%s\0%d" % (path, size))
-        paths.extend([os.fsdecode(path) for path, _ in images])
+        paths.extend([os.fsdecode(path) for path, _, _ in images])
+        sizes.extend([size for _, size, _ in images])
+        modified.extend([when for _, _, when in images])
         counts.append(len(images))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if not paths:
@@ -125,6 +154,8 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Ind
         classes=tuple(os.fsdecode(name) for name in labels_of),
         paths=tuple(paths),
         labels=np.repeat(np.array([labels_of[name] for name in names], dtype=np.int64), counts),
+        sizes=np.frombuffer(sizes, dtype=np.int64),
+        modified=np.frombuffer(modified, dtype=np.int64),
         fingerprint=digest.hexdigest(),
     )
 
@@ -143,9 +174,9 @@ def _class_folders(top: bytes) -> tuple[list[bytes], int]:
     return sorted(names), stray
 
 
-def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int]]:
-    """Paths relative to `top` and sizes of the images below `folder`, in no order."""
-    found = []
+def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int, int]]:
+    """Paths relative to `top`, sizes and times of the images below `folder`, in no order."""
+    found: list[tuple[bytes, int, int]] = []
     pending = [(folder, above)]
     while pending:
         folder, above = pending.pop()
@@ -158,7 +189,8 @@ def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int]
                 if name.startswith(b"."):
                     continue
                 if name.lower().endswith(_SUFFIXES) and entry.is_file():
-                    found.append((b"%s/%s" % (folder, name), entry.stat().st_size))
+                    status = entry.stat()
+                    found.append((b"%s/%s" % (folder, name), status.st_size, status.st_mtime_ns))
                 elif entry.is_dir():
                     pending.append((b"%s/%s" % (folder, name), (*above, place)))
                 elif entry.is_symlink() and name.lower().endswith(_SUFFIXES):

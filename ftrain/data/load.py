@@ -106,7 +106,7 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     start = job.number * images.eval_batch_size
     indices = np.arange(start, min(start + images.eval_batch_size, len(images.val)))
     share = centre_share(images.crop_scale)
-    pixels = [read_centre(images.val.file(int(i)), images.image_size, share=share) for i in indices]
+    pixels = [read_centre(images.val.name(int(i)), images.image_size, share=share) for i in indices]
     return _batch(pixels, images.val.labels[indices], indices, images.eval_batch_size)
 
 
@@ -122,7 +122,7 @@ def read_centre(path: str, image_size: int, *, share: float) -> npt.NDArray[np.u
 
 
 def _train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    with open_image(images.train.file(position)) as image:
+    with images.train.open(position) as image:
         height, width = oriented_size(image)
         view = random_view(height, width, draws, smallest_share=images.crop_scale, mirror=images.mirror)
         return _pixels(image, view, images.image_size)
