@@ -355,7 +355,11 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "--out is for a new run", *fit, "--resume", "full", "--out", "new")
     (tmp_path / "range.toml").write_text("epochs = 0\n")
     refused(2, "--config range.toml: --epochs takes a whole number >= 1; got 0", *fit, "--config", "range.toml")
-    for text, message in (("[]", "does not say its settings, command"), ("7", "is not the folder of a run"), ('{"settings": {}}', "does not say its command, device")):
+    for text, message in (
+        ("7", "is not the folder of a run"),
+        ("[]", "does not say its settings, command"),
+        ('{"settings": {}}', "does not say its command, device"),
+    ):
         (tmp_path / "full" / "config.json").write_text(text)
         (tmp_path / "full" / "classes.json").write_text("[]")
         refused(2, message, "info", "full")
