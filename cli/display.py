@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ftrain.data.store import Caching, readable
 from ftrain.errors import shown
-from ftrain.loop import EpochEnded, Evaluating, Event, Logged, Started, StepTaken
+from ftrain.loop import EpochEnded, Evaluating, Event, LeftOut, Logged, Started, StepTaken
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
+WORTH_SAYING = 10_000_000  # bytes of decoded images
 
 
 def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
@@ -75,6 +77,13 @@ def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                     f"{line['accuracy']:.1%}  lr {line.get('lr', float('nan')):.2e}  "
                     f"{line['images_per_second']:.0f} images/s"
                 )
+            case LeftOut(cause):
+                typer.echo(f"left out: {cause}")
+            case Caching(0, total, size, place) if size > WORTH_SAYING:
+                typer.echo(f"keeping {total} decoded images in {place}: {readable(size)}")
+            case Caching(done, total) if time.monotonic() - last_line > PLAIN_INTERVAL:
+                last_line = time.monotonic()
+                typer.echo(f"keeping decoded images: {done / total:.0%}")
             case EpochEnded():
                 typer.echo(_epoch_line(event, epochs, time.monotonic() - epoch_began))
                 epoch_began = last_line = time.monotonic()
@@ -100,7 +109,9 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                 case Started():
                     epochs = event.settings.epochs
                     progress.console.print(f"run: {shown(folder)}\n{_headline(event)}", markup=False, highlight=False)
-                    progress.update(task, total=event.total_steps, completed=event.step)
+                    progress.update(
+                        task, description="starting", total=event.total_steps, completed=event.step, numbers=""
+                    )
                 case StepTaken(step, epoch):
                     progress.update(task, completed=step, description=f"epoch {epoch}/{epochs}")
                 case Logged(line):
@@ -109,6 +120,11 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                         f"{line['images_per_second']:.0f} img/s"
                     )
                     progress.update(task, numbers=numbers)
+                case LeftOut(cause):
+                    progress.console.print(f"left out: {cause}", markup=False, highlight=False)
+                case Caching(done, total, size, place):
+                    progress.update(task, description="keeping decoded images", total=total, completed=done)
+                    progress.update(task, numbers=f"{readable(size)} in {place}")
                 case Evaluating(epoch):
                     progress.update(task, description=f"epoch {epoch}/{epochs} validating")
                 case EpochEnded():

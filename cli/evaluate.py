@@ -39,7 +39,7 @@ def evaluate(
     note("loading torch ...")
     from rich.progress import track
 
-    from ftrain import loop, prepare, runs
+    from ftrain import inference, prepare, runs
     from ftrain.checkpoint import write_file
     from ftrain.data.index import scan
     from ftrain.metrics import class_scores
@@ -55,17 +55,20 @@ def evaluate(
     if workers is not None:
         settings = attrs.evolve(settings, workers=workers)
     opened = attrs.evolve(opened, settings=settings)
-    folder = data or Path(str(settings.val_dir))
-    if "val" not in opened.classes and (folder / "val").is_dir():  # as `fit --data` takes it
-        folder = folder / "val"
-    val = prepare.usage(scan, folder, classes=opened.classes)
+    if data is None:
+        val = prepare.sources(settings)[1]
+    else:
+        inner = "val" not in opened.classes and (data / "val").is_dir()  # as `fit --data` takes it
+        val = prepare.usage(scan, data / "val" if inner else data, classes=opened.classes)
     images = prepare.images(settings, val, val)
-    state, net, chosen = loop.restore(opened, best=not last)
-    note(f"{chosen.name} of {shown(run)} on {len(val)} images in {shown(folder)}")
+    state, net, chosen = inference.restore(opened, best=not last)
+    note(f"{chosen.name} of {shown(run)} on {len(val)} images in {shown(val.title)}")
 
-    events = loop.evaluate(opened, state, net, images)
-    *_, result = track(events, "evaluating", len(images.val_jobs()) + 1, console=_stderr(), transient=True)
-    assert isinstance(result, loop.Evaluation)
+    events = inference.evaluate(opened, state, net, images)
+    *_, result = track(events, "evaluating", images.eval_batches + 1, console=_stderr(), transient=True)
+    assert isinstance(result, inference.Evaluation)
+    for cause in result.left_out:
+        note(f"left out: {cause}")
     confusion = result.confusion.numpy()
     scores = class_scores(result.confusion)
     metrics: dict[str, Any] = {
@@ -81,7 +84,7 @@ def evaluate(
     target.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
         "checkpoint": chosen.name,
-        "data": str(folder),
+        "data": val.title,
         **metrics,
         "classes": _by_class(opened.classes, scores),
     }

@@ -47,7 +47,7 @@ def fit(
     if override and not resume:
         raise SettingsError("--override is for a run that goes on; give it with --resume RUN")
     note("loading torch ...")
-    from ftrain import loop, prepare, runs
+    from ftrain import loop, prepare, provenance, runs
 
     from .display import show
 
@@ -56,11 +56,11 @@ def fit(
         run = runs.open_run(resume)
         before = attrs.asdict(run.settings, recurse=False)
         resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
-        run = loop.resume(run, resolved, images, command, override=override)
+        run = provenance.resumed_run(run, resolved, images, command, override=override)
     else:
         resolved, images, notes = prepare.resolve(Settings(**asked))
         folder = Path(resolved.out or f"runs/{resolved.model}/{time.strftime('%Y%m%d-%H%M%S')}")
-        run = loop.start(resolved, images, folder, command)
+        run = provenance.new_run(resolved, images, folder, command)
         if dry_run:
             metrics = loop.try_once(resolved, images)
             typer.echo(

@@ -25,8 +25,8 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
     typer.echo(f"command      {shown(shlex.join(config['command']))}")
     typer.echo(f"model        {settings.model}, {settings.image_size} px, {len(opened.classes)} classes")
     typer.echo(
-        f"data         {shown(data['train']['folder'])} ({data['train']['images']} images), "
-        f"{shown(data['val']['folder'])} ({data['val']['images']})"
+        f"data         {shown(data['train']['from'])} ({data['train']['images']} images), "
+        f"{shown(data['val']['from'])} ({data['val']['images']})"
     )
     typer.echo(
         f"training     {settings.epochs} epochs, batch {settings.batch_size}, {settings.optimizer}, lr "

@@ -8,7 +8,7 @@ import typer
 
 import ftrain
 
-from . import evaluate, fit, info, list_models, predict, report
+from . import data, evaluate, fit, info, list_models, predict, report
 
 app = typer.Typer(
     name="ftrain",
@@ -21,6 +21,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("models")(list_models.models)
 app.command("info")(info.info)
+app.add_typer(data.app, name="data")
 
 
 def _show_version(wanted: bool) -> None:

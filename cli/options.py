@@ -81,6 +81,8 @@ def _option(field: attrs.Attribute[Any]) -> inspect.Parameter:
 def _metavar(name: str) -> str | None:
     if name in ("mean", "std"):
         return "R,G,B"
+    if name == "color_jitter":
+        return "B,C,S,H"
     if name in ("data", "train_dir", "val_dir", "out"):
         return "DIR"
-    return {"model": "NAME", "weights": "NAME|FILE", "device": "DEVICE"}.get(name)
+    return {"model": "NAME", "weights": "NAME|FILE", "device": "DEVICE", "dataset": "NAME"}.get(name)

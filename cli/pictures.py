@@ -14,6 +14,9 @@ from matplotlib.ticker import PercentFormatter
 
 from ftrain import runs
 from ftrain.checkpoint import write_file
+from ftrain.data.check import Report
+from ftrain.data.load import Images, centre_pixels_of, train_pixels_of
+from ftrain.data.order import epoch_order
 from ftrain.errors import shown
 from ftrain.runs import Run
 
@@ -69,6 +72,44 @@ def draw_confusion(confusion: Any, classes: Sequence[str], path: Path) -> None:
             for column in ticks:
                 color = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
+    _write(figure, path)
+
+
+def draw_check(report: Report, path: Path) -> None:
+    """Writes a picture of how many images each class has and how large they are."""
+    names = list(dict.fromkeys(name for counts in report.classes.values() for name in counts))
+    figure = Figure(figsize=(12, max(4.0, 0.22 * len(names) + 1.5)), layout="constrained")
+    balance, sizes = figure.subplots(1, 2)
+    left = [0] * len(names)
+    for part, counts in report.classes.items():
+        widths = [counts.get(name, 0) for name in names]
+        balance.barh(range(len(names)), widths, left=left, label=part)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    balance.set_yticks(range(len(names)), [shown(name) for name in names], parse_math=False)
+    balance.invert_yaxis()
+    balance.legend()
+    balance.set(title="images of each class", xlabel="images")
+    sizes.scatter(report.sizes[:, 1], report.sizes[:, 0], s=8, alpha=0.3)
+    sizes.set(title="sizes", xlabel="width in pixels", ylabel="height in pixels", xlim=(0, None), ylim=(0, None))
+    sizes.grid(alpha=0.3)
+    _write(figure, path)
+
+
+def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) -> None:
+    """Writes a picture of training images: a row for each, as evaluation shows it and as each epoch shows it."""
+    positions = epoch_order(images.seed, 0, len(images.train))[:rows].tolist()
+    figure = Figure(figsize=(1.5 * (epochs + 1) + 1.5, 1.5 * len(positions) + 0.4), layout="constrained")
+    axes = figure.subplots(len(positions), epochs + 1, squeeze=False)
+    for row, position in zip(axes, positions, strict=True):
+        views = [centre_pixels_of(images, position), *(train_pixels_of(images, position, e) for e in range(epochs))]
+        for cell, pixels in zip(row, views, strict=True):
+            cell.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+            cell.set_xticks([])
+            cell.set_yticks([])
+        name = shown(images.train.classes[images.train.labels[position]])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", parse_math=False)
+    for column, cell in enumerate(axes[0]):
+        cell.set_title("evaluation" if column == 0 else f"epoch {column}", fontsize=9)
     _write(figure, path)
 
 

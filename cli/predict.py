@@ -38,15 +38,15 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
-    from ftrain import loop, prepare, runs
+    from ftrain import inference, prepare, runs
 
     opened = runs.open_run(run)
     settings = attrs.evolve(opened.settings, device=str(prepare.resolve_device(device)))
     opened = attrs.evolve(opened, settings=settings)
     paths = [path for name in images for path in _expand(name)]
-    state, net, _ = loop.restore(opened, best=not last)
+    state, net, _ = inference.restore(opened, best=not last)
     answers, failures = [], []
-    predictions = loop.predict(opened, state, net, paths, top=top)
+    predictions = inference.predict(opened, state, net, paths, top=top)
     for path, found in track(predictions, "predicting", len(paths), console=Console(stderr=True), transient=True):
         if isinstance(found, DataError):
             failures.append(str(found))

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 import typer
 
-from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError
+from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError, WorkerError, worker_error
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+T = TypeVar("T")
 
 EXIT_CODES: dict[type[BaseException], int] = {
     SettingsError: 2,
     DataError: 65,
     CheckpointError: 65,
     TrainingError: 1,
+    WorkerError: 1,
     KeyboardInterrupt: 130,
 }
 
@@ -28,6 +30,27 @@ tracebacks_wanted = False  # set by `ftrain --debug`
 def note(text: str) -> None:
     """One line beside the output proper."""
     typer.echo(text, err=True)
+
+
+def with_progress(
+    work: Generator[Any, None, T], title: str, total: int, *, done: Callable[[Any], int] = lambda event: event
+) -> T:
+    """Goes through what says how far it is, beside a progress bar where there is a terminal, and hands on its result.
+
+    Args:
+      done: how many of `total` are done, by what `work` yields.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        while True:
+            try:
+                progress.update(task, completed=done(next(work)))
+            except StopIteration as end:
+                result: T = end.value
+                return result
 
 
 def reported(command: Command) -> Command:
@@ -42,6 +65,7 @@ def reported(command: Command) -> Command:
         except (Exception, KeyboardInterrupt) as error:
             if tracebacks_wanted:
                 raise
+            error = (isinstance(error, RuntimeError) and worker_error(error)) or error
             code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
             note(f"ftrain: {_message(error)}")
             sys.exit(code)

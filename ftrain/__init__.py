@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftrain import data, losses, metrics, models, optim, random, schedules, testing
+    from ftrain import data, losses, metrics, mix, models, optim, random, schedules, testing
     from ftrain.compile import compile_step
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
     from ftrain.metrics import Metrics
+    from ftrain.mix import cutmix, mixup
     from ftrain.module import functionalize, normalized
     from ftrain.optim import (
         Optimizer,
@@ -31,6 +32,7 @@ _NAMES_IN = {
     "compile": ["compile_step"],
     "losses": ["binary_cross_entropy", "cross_entropy", "mean_squared_error"],
     "metrics": ["Metrics"],
+    "mix": ["cutmix", "mixup"],
     "module": ["functionalize", "normalized"],
     "optim": [
         "Optimizer",
@@ -48,7 +50,7 @@ _NAMES_IN = {
     "state": ["DonatedError", "TrainState", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
-_MODULES = ["data", "losses", "metrics", "models", "optim", "random", "schedules", "testing"]
+_MODULES = ["data", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]
 _MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])

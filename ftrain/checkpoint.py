@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,14 @@ def find(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def best(found: Sequence[Path]) -> Path | None:
+    """The checkpoint with the highest validation accuracy, the earliest of several; those from within an epoch have
+    none."""
+    manifests = {path: read_manifest(path) for path in found}
+    judged = [path for path in found if "val" in manifests[path]]
+    return max(judged, key=lambda path: float(manifests[path]["val"]["accuracy"]), default=None)
 
 
 def prune(folder: Path, keep: set[Path]) -> None:

@@ -4,6 +4,7 @@ do."""
 from __future__ import annotations
 
 import os
+import re
 
 
 class SettingsError(ValueError):
@@ -20,6 +21,22 @@ class CheckpointError(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on."""
+
+
+class WorkerError(Exception):
+    """A process that reads images was ended from outside."""
+
+
+def worker_error(error: RuntimeError) -> WorkerError | None:
+    """What an error of torch's DataLoader means, if it is about a worker that died. It is raised wherever the main
+    process happens to be."""
+    if "DataLoader worker" not in str(error) or "Caught" in str(error):
+        return None
+    how = re.search(r"signal: ([^.]*)", str(error))
+    return WorkerError(
+        f"a process that reads images was ended from outside{f' (signal: {how[1]})' if how else ''}, mostly because "
+        "memory ran out; give fewer --workers or a smaller --batch-size, and go on with --resume"
+    )
 
 
 def shown(name: str | bytes | os.PathLike[str]) -> str:

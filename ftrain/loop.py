@@ -1,37 +1,29 @@
-"""Training and evaluation as generators of events; the only place that composes the parts."""
+"""Training as a generator of events; the only place that composes the parts."""
 
 from __future__ import annotations
 
 import functools
-import os
-import platform
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
-import numpy as np
-import numpy.typing as npt
-import PIL
 import torch
-import torchvision
-from torch import Tensor
 
-import ftrain
 from ftrain import checkpoint, prepare, runs
 from ftrain.compile import compile_step
-from ftrain.data.index import Index
-from ftrain.data.load import ImageBatch, Images, centre_share, load, read_centre
-from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError, shown
-from ftrain.metrics import Metrics, measure
+from ftrain.data.load import ImageBatch, Images, Job, load, on_device
+from ftrain.data.store import Caching, keep
+from ftrain.errors import DataError, worker_error
+from ftrain.log import Log
+from ftrain.metrics import Metrics
 from ftrain.models import WeightsReport
 from ftrain.runs import Run
-from ftrain.settings import HARMLESS, PLACES, Settings, flag
-from ftrain.state import TrainState
-from ftrain.steps import eval_step, predict_step, train_step
-
-READ_INTERVAL = 0.5  # seconds between two reads of metrics off the device, which waits for it
+from ftrain.settings import Settings
+from ftrain.steps import eval_step, train_step
 
 
 @attrs.frozen
@@ -59,9 +51,23 @@ class StepTaken:
 
 @attrs.frozen
 class Logged:
-    """A line of metrics.jsonl: means over the last steps, or an epoch's training and validation metrics."""
+    """A line of metrics.jsonl: means over the last steps."""
 
     line: dict[str, Any]
+
+
+@attrs.frozen
+class LeftOut:
+    """An image that cannot be read was left out for the first time."""
+
+    cause: str
+
+
+@attrs.frozen
+class Saved:
+    """The state is kept in the middle of an epoch."""
+
+    checkpoint: Path
 
 
 @attrs.frozen
@@ -73,110 +79,18 @@ class Evaluating:
 
 @attrs.frozen
 class EpochEnded:
-    """An epoch is over; its line is written and its checkpoint kept in `checkpoint`."""
+    """An epoch is over; its line is written and its checkpoint kept."""
 
     epoch: int
     train: dict[str, float]
     val: dict[str, float]
+    left_out: int  # images of the run, so far
     checkpoint: Path
     best_epoch: int
     best_accuracy: float
 
 
-Ranking = list[tuple[str, float]]  # classes with their probabilities, the most probable first
-Event = Started | StepTaken | Logged | Evaluating | EpochEnded
-
-
-@attrs.frozen
-class Evaluation:
-    """The metrics of a data set under a network, and counts int64 [C, C]: row the label, column the answer."""
-
-    metrics: dict[str, float]
-    confusion: Tensor
-
-
-def start(settings: Settings, images: Images, folder: Path, command: Sequence[str]) -> Run:
-    """A new run with resolved settings. `fit` makes its folder when all is ready.
-
-    Raises:
-      SettingsError: if the folder is there and not empty.
-    """
-    facts = {
-        "command": list(command),
-        "device": describe_device(torch.device(settings.device)),
-        "versions": _versions(),
-        "data": _data_facts(images),
-    }
-    return runs.new_run(folder, settings, images.train.classes, facts)
-
-
-def resume(run: Run, settings: Settings, images: Images, command: Sequence[str], *, override: bool = False) -> Run:
-    """The run with the settings to go on under.
-
-    Args:
-      override: whether to go on although the result changes.
-
-    Raises:
-      SettingsError: if a setting that the result depends on, or the data, is not what it was.
-    """
-    harmless = HARMLESS | {"out", *PLACES}
-    changes = [
-        f"{flag(field.name)} was {getattr(run.settings, field.name)}, is {getattr(settings, field.name)}"
-        for field in attrs.fields(Settings)
-        if field.name not in harmless and getattr(run.settings, field.name) != getattr(settings, field.name)
-    ]
-    for name, index in (("train", images.train), ("val", images.val)):
-        if index.fingerprint != run.config["data"][name]["fingerprint"]:
-            changes.append(_changes_of_data(run.config["data"][name], index))
-    if changes and not override:
-        raise SettingsError(
-            f"{shown(run.folder)} cannot go on, because its result would change: {'; '.join(changes)}. Give them as "
-            "they were, begin a new run, or go on all the same with --override"
-        )
-    again = {"command": list(command), "versions": _versions(), "changes": changes}
-    config = {
-        **run.config,
-        "settings": attrs.asdict(settings),
-        "data": _data_facts(images),
-        "resumed": [*run.config.get("resumed", []), again],
-    }
-    return attrs.evolve(run, settings=settings, config=config)
-
-
-def _data_facts(images: Images) -> dict[str, Any]:
-    return {
-        name: {
-            "folder": os.path.abspath(index.root),
-            "images": len(index),
-            "fingerprint": index.fingerprint,
-            "classes": index.class_fingerprints(),
-        }
-        for name, index in (("train", images.train), ("val", images.val))
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "ftrain": ftrain.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def _changes_of_data(noted: Mapping[str, Any], index: Index) -> str:
-    was, now = noted["classes"], index.class_fingerprints()
-    changes = [
-        f'"{shown(name)}" had {was[name]["images"]} images, has {now[name]["images"]}'
-        if was[name]["images"] != now[name]["images"]
-        else f'"{shown(name)}" has images of other names or sizes'
-        for name in was
-        if name in now and was[name] != now[name]
-    ]
-    gone = [f'"{shown(name)}" is gone' for name in was if name not in now]
-    new = [f'"{shown(name)}" is new' for name in now if name not in was]
-    return f"the images in {shown(index.root)} are others than when the run began: {', '.join(changes + gone + new)}"
+Event = Caching | Started | StepTaken | Logged | LeftOut | Saved | Evaluating | EpochEnded
 
 
 def fit(run: Run, images: Images) -> Iterator[Event]:
@@ -187,21 +101,36 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
 
     Raises:
       TrainingError: when the loss is no longer finite.
-      DataError: for an image that cannot be read.
+      DataError: for an image that cannot be read, or too many of them.
       CheckpointError: if the checkpoint to go on from cannot be read.
+      WorkerError: if a process that reads images is ended from outside.
     """
+    try:
+        yield from _fit(run, images)
+    except RuntimeError as error:
+        raise worker_error(error) or error from None
+
+
+def _fit(run: Run, images: Images) -> Iterator[Event]:
     settings = run.settings
     per_epoch = images.steps_per_epoch
-    total = settings.epochs * per_epoch
     device = torch.device(settings.device)
     found = checkpoint.find(run.checkpoints)
     net = prepare.network(settings, len(run.classes), weights=None if found else settings.weights)
     prepare.check_batch(settings, net)
     rule = prepare.optimizer(settings, per_epoch)
     state = prepare.first_state(settings, net, rule)
+    log = Log(settings.log_every, per_epoch)
     if found:
         state = checkpoint.load(found[-1], state)
+        if saved := checkpoint.read_manifest(found[-1]).get("log"):
+            log.restore(saved, device)
     step = int(state.step)
+    total = settings.epochs * per_epoch
+    left_out = LeftOutImages(images, settings.bad_image_cap)
+    if step < total:
+        images = yield from _with_caches(images, settings)
+        yield from left_out.found_while_caching(images)
     runs.write(run)
     if net.report:
         runs.write_weights_report(run, net.report)
@@ -217,29 +146,50 @@ def fit(run: Run, images: Images) -> Iterator[Event]:
         total_steps=total,
         weights=net.report,
     )
-    take, judge = _steps(settings, net, rule)
-    epochs = range(step // per_epoch, settings.epochs)
-    jobs = [job for epoch in epochs for job in images.train_jobs(epoch) + images.val_jobs()]
-    batches = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
-    log = _Log(run, settings.log_every, per_epoch)
-    for epoch in range(epochs.start + 1, epochs.stop + 1):
-        began = time.monotonic()
-        for _ in range(per_epoch):
-            state, metrics = take(state, _on(device, next(batches)))
-            step += 1
-            yield StepTaken(step, epoch)
-            yield from log.add(step, metrics)
-        yield from log.flush()
-        train = log.epoch_metrics()
-        yield Evaluating(epoch)
-        val = _total([judge(state, _on(device, next(batches))) for _ in images.val_jobs()]).compute()
-        line = {"kind": "epoch", "epoch": epoch, "step": step, "train": train, "val": val}
-        runs.append_metrics(run, [{**line, "seconds": round(time.monotonic() - began, 3)}])
-        saved = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val})
-        best = _best(checkpoint.find(run.checkpoints)) or saved
-        _prune(run, saved, best)
-        noted = checkpoint.read_manifest(best)
-        yield EpochEnded(epoch, train, val, saved, noted["epoch"], noted["val"]["accuracy"])
+    take, judge = _steps(settings, net, rule, len(run.classes))
+    jobs = _jobs(images, step, settings.epochs)
+    loaded = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
+    batches = on_device(loaded, device)
+    between = Pace(settings.checkpoint_every)
+    with closing(loaded):  # ends the workers at once, whatever ends the run
+        for epoch in range(step // per_epoch + 1, settings.epochs + 1):
+            began = time.monotonic()
+            log.restart_clock()
+            while step < epoch * per_epoch:
+                batch, host = next(batches)
+                yield from left_out.of(host, "train")
+                state, metrics = take(state, batch)
+                step += 1
+                yield StepTaken(step, epoch)
+                log.add(step, metrics)
+                is_time = between.is_time(step) and step < epoch * per_epoch
+                if log.due or is_time:
+                    yield from _read(log, run)
+                if is_time:
+                    saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "log": log.save()})
+                    _prune(run, saved_to)
+                    yield Saved(saved_to)
+            yield from _read(log, run)
+            train = log.end_epoch()
+            yield Evaluating(epoch)
+            parts: list[Metrics] = []
+            for _ in range(images.eval_batches):
+                batch, host = next(batches)
+                yield from left_out.of(host, "val")
+                parts.append(judge(state, batch))
+            val = functools.reduce(operator.add, parts).compute()
+            line = {
+                "kind": "epoch",
+                "epoch": epoch,
+                "step": step,
+                "train": train,
+                "val": val,
+                "left_out": left_out.count,
+            }
+            runs.append_metrics(run, [{**line, "seconds": round(time.monotonic() - began, 3)}])
+            saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val})
+            best = _prune(run, saved_to)
+            yield EpochEnded(epoch, train, val, left_out.count, saved_to, best["epoch"], best["val"]["accuracy"])
 
 
 def try_once(settings: Settings, images: Images) -> dict[str, float]:
@@ -248,149 +198,110 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     net = prepare.network(settings, len(images.train.classes), weights=settings.weights)
     prepare.check_batch(settings, net)
     rule = prepare.optimizer(settings, images.steps_per_epoch)
-    take, judge = _steps(settings, net, rule)
-    batches = load(images, [images.train_jobs(0)[0], images.val_jobs()[0]])
-    state, metrics = take(prepare.first_state(settings, net, rule), _on(device, next(batches)))
-    judge(state, _on(device, next(batches))).compute()
+    take, judge = _steps(settings, net, rule, len(images.train.classes))
+    batches = on_device(load(images, [images.train_jobs(0)[0], images.val_jobs()[0]]), device)
+    state, metrics = take(prepare.first_state(settings, net, rule), next(batches)[0])
+    judge(state, next(batches)[0]).compute()
     values: dict[str, float] = metrics.compute()
     return values
 
 
-def restore(run: Run, *, best: bool = True) -> tuple[TrainState, prepare.Network, Path]:
-    """The state of a run's best checkpoint, or its last, with its network.
+class LeftOutImages:
+    """Counts the images that cannot be read, each once, up to a cap."""
 
-    Raises:
-      CheckpointError: if there is none, or it cannot be read.
-    """
-    found = checkpoint.find(run.checkpoints)
-    chosen = _best(found) if best else (found[-1] if found else None)
-    if chosen is None:
-        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
-    net = prepare.network(run.settings, len(run.classes))
-    template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
-    return checkpoint.load(chosen, template), net, chosen
+    def __init__(self, images: Images, cap: float) -> None:
+        self.sizes = {"train": len(images.train), "val": len(images.val)}
+        self.cap = cap
+        self.causes: dict[str, dict[int, str]] = {"train": {}, "val": {}}
 
+    @property
+    def count(self) -> int:
+        return sum(len(causes) for causes in self.causes.values())
 
-def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) -> Iterator[int | Evaluation]:
-    """Goes through the validation data of `images`: yields the number of batches done after each, and at the end the
-    evaluation."""
-    settings = run.settings
-    device = torch.device(settings.device)
-    loss = prepare.LOSSES[settings.loss]
-    predict = functools.partial(predict_step, apply=net.apply, precision=_dtype(settings))
-    classes = len(run.classes)
-    parts = []
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    jobs = images.val_jobs()
-    for done, batch in enumerate(load(images, jobs, workers=settings.workers or 0), start=1):
-        inputs, labels, weights = _on(device, batch)
-        logits = predict(state, inputs)
-        parts.append(measure(logits, labels, loss(logits, labels), weights))
-        cells = labels * classes + logits.argmax(dim=-1)
-        confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
-        yield done
-    yield Evaluation(_total(parts).compute(), confusion.reshape(classes, classes).cpu())
+    def of(self, batch: ImageBatch, split: str) -> Iterator[LeftOut]:
+        """The images of a batch that were left out for the first time.
 
+        Raises:
+          DataError: when they are too many.
+        """
+        yield from self.add(split, batch.left_out)
 
-def predict(
-    run: Run, state: TrainState, net: prepare.Network, paths: Sequence[str], *, top: int
-) -> Iterator[tuple[str, Ranking | DataError]]:
-    """The `top` most probable classes of each image file, with their probabilities, in the order of `paths`; for an
-    image that cannot be read, the error instead."""
-    settings = run.settings
-    assert settings.image_size and settings.eval_batch_size and settings.crop_scale
-    forward = functools.partial(predict_step, apply=net.apply, precision=_dtype(settings))
-    share = centre_share(settings.crop_scale)
-    for first in range(0, len(paths), settings.eval_batch_size):
-        group = paths[first : first + settings.eval_batch_size]
-        found = [_centre_or_error(path, settings.image_size, share) for path in group]
-        pixels = [pixels for pixels in found if not isinstance(pixels, DataError)]
-        answers: Iterator[Ranking] = iter(())
-        if pixels:
-            logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
-            values, classes = _probabilities(logits, settings).topk(min(top, len(run.classes)), dim=-1)
-            names = [[run.classes[column] for column in row] for row in classes.tolist()]
-            answers = (list(zip(*row, strict=True)) for row in zip(names, values.tolist(), strict=True))
-        for path, pixel in zip(group, found, strict=True):
-            yield path, pixel if isinstance(pixel, DataError) else next(answers)
+    def found_while_caching(self, images: Images) -> Iterator[LeftOut]:
+        for split, store in (("train", images.train_store), ("val", images.val_store)):
+            if store is not None and store.plan.unreadable:
+                if not images.skip_unreadable:
+                    raise DataError(next(iter(store.plan.unreadable.values())))
+                yield from self.add(split, store.plan.unreadable)
+
+    def add(self, split: str, causes: dict[int, str]) -> Iterator[LeftOut]:
+        known = self.causes[split]
+        new = {position: cause for position, cause in causes.items() if position not in known}
+        known.update(new)
+        if len(known) > self.cap * self.sizes[split]:
+            some = "; ".join(list(known.values())[:3])
+            raise DataError(
+                f"{len(known)} of {self.sizes[split]} {split} images cannot be read, more than --bad-image-cap "
+                f"{self.cap:g} allows: {some}{'; ...' if len(known) > 3 else ''}. Mend or remove them, or raise the cap"
+            )
+        yield from (LeftOut(cause) for cause in new.values())
 
 
-def _centre_or_error(path: str, size: int, share: float) -> npt.NDArray[np.uint8] | DataError:
-    try:
-        return read_centre(path, size, share=share)
-    except DataError as error:
-        return error
+class Pace:
+    """When to save in the middle of an epoch: every so many steps, or minutes."""
+
+    def __init__(self, every: str | None) -> None:
+        self.minutes = every is not None and every.endswith("m")
+        self.every = int(every.removesuffix("m")) if every else 0
+        self.last = time.monotonic()
+
+    def is_time(self, step: int) -> bool:
+        if not self.minutes:
+            return self.every > 0 and step % self.every == 0
+        now = time.monotonic()
+        if now - self.last < 60 * self.every:
+            return False
+        self.last = now
+        return True
 
 
-def _probabilities(logits: Tensor, settings: Settings) -> Tensor:
-    if settings.loss == "binary-cross-entropy":
-        return torch.sigmoid(logits)
-    if settings.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1
-        return logits.clamp(0.0, 1.0)
-    return torch.softmax(logits, dim=-1)
+def _jobs(images: Images, step: int, epochs: int) -> Iterator[Job]:
+    """The batches from a step to the end of a run, one after the other."""
+    begun, skip = divmod(step, images.steps_per_epoch)
+    for epoch in range(begun, epochs):
+        yield from images.train_jobs(epoch, skip=skip if epoch == begun else 0)
+        yield from images.val_jobs()
 
 
-def describe_device(device: torch.device) -> str:
-    """The device as a person would name it."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+def _with_caches(images: Images, settings: Settings) -> Generator[Event, None, Images]:
+    if settings.cache == "none":
+        return images
+    kind: Literal["ram", "disk"] = "disk" if settings.cache == "disk" else "ram"
+    workers = settings.workers or 0
+    train = yield from keep(images.train, images.train_form, kind, workers=workers)
+    val = yield from keep(images.val, images.val_form, kind, workers=workers)
+    return attrs.evolve(images, train_store=train, val_store=val)
 
 
-class _Log:
-    """Collects the metrics of steps on the device, and reads them a few times a second."""
-
-    def __init__(self, run: Run, every: int, per_epoch: int) -> None:
-        self.run, self.every, self.per_epoch = run, every, per_epoch
-        self.gathered: list[Metrics] = []  # of the line that is being gathered
-        self.waiting: list[tuple[int, Metrics, float]] = []  # lines to read: last step, sums, when
-        self.epoch: list[Metrics] = []
-        self.line_began = self.last_read = time.monotonic()
-
-    def add(self, step: int, metrics: Metrics) -> Iterator[Logged]:
-        self.gathered.append(metrics)
-        if step % self.every == 0 or step % self.per_epoch == 0:
-            total = _total(self.gathered)
-            self.gathered = []
-            self.epoch.append(total)
-            self.waiting.append((step, total, time.monotonic()))
-        if self.waiting and time.monotonic() - self.last_read > READ_INTERVAL:
-            yield from self.flush()
-
-    def flush(self) -> Iterator[Logged]:
-        lines: list[dict[str, Any]] = []
-        failure = None
-        for step, total, when in self.waiting:
-            values = total.compute()
-            if values["nonfinite"]:
-                failure = TrainingError(
-                    f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} before "
-                    f"(learning rate {values['lr']:.3g}); begin a new run with a lower --lr, more --warmup-epochs, or "
-                    "--clip-norm 1"
-                )
-                break
-            rate = values["count"] / max(when - self.line_began, 1e-9)
-            self.line_began = when
-            epoch = -(-step // self.per_epoch)
-            lines.append({"kind": "step", "epoch": epoch, "step": step, **values, "images_per_second": round(rate, 2)})
-        self.waiting, self.last_read = [], time.monotonic()
-        runs.append_metrics(self.run, lines)
-        yield from (Logged(line) for line in lines)
-        if failure:
-            raise failure
-
-    def epoch_metrics(self) -> dict[str, float]:
-        values = _total(self.epoch).compute()
-        self.epoch = []
-        self.line_began = time.monotonic()
-        return values
+def _read(log: Log, run: Run) -> Iterator[Logged]:
+    lines, failure = log.read()
+    runs.append_metrics(run, lines)
+    yield from (Logged(line) for line in lines)
+    if failure:
+        raise failure
 
 
-def _steps(settings: Settings, net: prepare.Network, rule: Any) -> tuple[Callable[..., Any], Callable[..., Metrics]]:
+def _steps(
+    settings: Settings, net: prepare.Network, rule: Any, classes: int
+) -> tuple[Callable[..., Any], Callable[..., Metrics]]:
     """The training step, which writes into the memory of the state that it is given, and the evaluation step."""
-    dtype = _dtype(settings)
+    dtype = prepare.dtype(settings)
     train = functools.partial(
-        train_step, apply=net.apply, optimizer=rule, loss=prepare.training_loss(settings), precision=dtype
+        train_step,
+        apply=net.apply,
+        optimizer=rule,
+        loss=prepare.training_loss(settings),
+        mix=prepare.mixing(settings, classes),
+        precision=dtype,
     )
     judge = functools.partial(eval_step, apply=net.apply, loss=prepare.LOSSES[settings.loss], precision=dtype)
     if settings.compile:
@@ -398,26 +309,11 @@ def _steps(settings: Settings, net: prepare.Network, rule: Any) -> tuple[Callabl
     return functools.partial(train, donate=True), judge
 
 
-def _on(device: torch.device, batch: ImageBatch) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels, weights = (tensor.to(device, non_blocking=True) for tensor in batch[:3])
-    return images, labels, weights
-
-
-def _total(parts: Sequence[Metrics]) -> Metrics:
-    return functools.reduce(lambda total, part: total + part, parts)
-
-
-def _dtype(settings: Settings) -> torch.dtype:
-    return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
-
-
-def _best(found: Sequence[Path]) -> Path | None:
-    """The checkpoint with the highest validation accuracy, the earliest of several."""
-    return max(found, key=lambda path: checkpoint.read_manifest(path)["val"]["accuracy"], default=None)
-
-
-def _prune(run: Run, last: Path, best: Path) -> None:
+def _prune(run: Run, last: Path) -> dict[str, Any]:
+    """Removes the checkpoints that need not be kept, and returns the manifest of the best."""
     station = run.settings.save_station
-    found = checkpoint.find(run.checkpoints)
-    kept = {path for path in found if station and checkpoint.read_manifest(path)["epoch"] >= station}
-    checkpoint.prune(run.checkpoints, kept | {last, best})
+    manifests = {path: checkpoint.read_manifest(path) for path in checkpoint.find(run.checkpoints)}
+    best = checkpoint.best(list(manifests))
+    ended = {path for path, noted in manifests.items() if station and "val" in noted and noted["epoch"] >= station}
+    checkpoint.prune(run.checkpoints, ended | {last} | ({best} if best else set()))
+    return manifests[best] if best else {}

@@ -91,15 +91,15 @@ def functionalize(module: torch.nn.Module) -> Functional:
 
 
 def normalized(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Apply:
-    """`apply` for uint8 images: (image / 255 - mean) / std per channel, in the dtype of the parameters, then the
-    network.
+    """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, then
+    the network.
 
     Args:
       apply: takes float images [B, C, H, W].
       mean, std: C numbers each, in units of the full range of the image.
 
     Returns:
-      The same function of images uint8 [B, C, H, W].
+      The same function of images [B, C, H, W] from 0 to 255: uint8, or float where they have been mixed.
     """
     scale = tuple(1.0 / (255.0 * s) for s in std)
     offset = tuple(-m / s for m, s in zip(mean, std, strict=True))
@@ -112,10 +112,13 @@ def normalized(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...])
         train: bool,
         key: Int64[Tensor, "2"] | None = None,
     ) -> tuple[Any, Tensors]:
-        like = next(iter(params.values()))
-        factor = torch.tensor(scale, dtype=like.dtype, device=inputs.device).reshape(-1, 1, 1)
-        term = torch.tensor(offset, dtype=like.dtype, device=inputs.device).reshape(-1, 1, 1)
-        return apply(params, buffers, inputs.to(like.dtype) * factor + term, train=train, key=key)
+        dtype = next(iter(params.values())).dtype
+
+        def per_channel(values: tuple[float, ...]) -> Tensor:
+            # Filled on the device: numbers copied from the host would make it wait in every step.
+            return torch.stack([torch.full((1, 1), value, dtype=dtype, device=inputs.device) for value in values])
+
+        return apply(params, buffers, inputs.to(dtype) * per_channel(scale) + per_channel(offset), train=train, key=key)
 
     return normalized_apply
 

@@ -11,19 +11,26 @@ from typing import ParamSpec, TypeVar
 
 import attrs
 import numpy as np
+import numpy.typing as npt
+import platformdirs
 import torch
 
 import ftrain.losses
 import ftrain.random
 from ftrain import models, optim, schedules
+from ftrain.data import store
+from ftrain.data.augment import Augmentation
 from ftrain.data.decode import oriented_size
 from ftrain.data.index import Index, scan
 from ftrain.data.load import Images
 from ftrain.data.sample import sample_folder
-from ftrain.errors import SettingsError, shown
+from ftrain.data.source import Source
+from ftrain.data.sources import by_name
+from ftrain.errors import DataError, SettingsError, shown
 from ftrain.losses import Loss
+from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized
-from ftrain.settings import Precision, Settings, flag
+from ftrain.settings import CacheKind, Precision, Settings, flag
 from ftrain.state import TrainState, init_state
 
 P = ParamSpec("P")
@@ -31,7 +38,9 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 LARGEST_DEFAULT_SIZE = 224
+LARGEST_DEFAULT_CACHE = 64e9  # bytes on disk that are taken without being asked for
 SMALLEST_CROP = 0.35
+SAMPLED = 256  # images whose headers are read before anything else
 FEW_IMAGES = 5_000
 WARMED_UP = ("cosine", "linear")
 DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
@@ -65,16 +74,17 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
     """
     model = usage(models.canonical, settings.model)
     device = resolve_device(settings.device)
-    train_dir, val_dir, notes = _folders(settings)
-    train = usage(scan, train_dir)
-    val = usage(scan, val_dir, classes=train.classes)
+    settings, notes = _placed(settings)
+    train, val = sources(settings)
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
-            f"--batch-size is {batch_size}, but {shown(train_dir)} holds only {len(train)} images; "
+            f"--batch-size is {batch_size}, but {shown(train.title)} holds only {len(train)} images; "
             f"give a batch size of at most {len(train)}"
         )
-    short_side = _typical_short_side(train)
+    sizes = _quick_check(train, settings)
+    _quick_check(val, settings)
+    short_side = int(np.median(sizes.min(axis=1)))
     image_size = settings.image_size or _default_size(model, short_side)
     usage(models.check_size, model, image_size)
     if batch_size < 8 and image_size <= 32:
@@ -92,9 +102,6 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
     settings = attrs.evolve(
         settings,
         model=model,
-        data=None,
-        train_dir=os.path.abspath(train_dir),
-        val_dir=os.path.abspath(val_dir),
         weights=_weights(settings.weights),
         image_size=image_size,
         crop_scale=settings.crop_scale or (1.0 if whole else SMALLEST_CROP),
@@ -110,12 +117,25 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
         precision=_precision(settings.precision, device),
         compile=_default(settings.compile, device.type == "cuda"),
     )
-    return settings, images(settings, train, val), notes
+    made = images(settings, train, val)
+    if settings.cache == "auto":
+        settings = attrs.evolve(settings, cache=_cache_with_room(made, sizes))
+    return settings, made, notes
 
 
-def images(settings: Settings, train: Index, val: Index) -> Images:
+def sources(settings: Settings) -> tuple[Source, Source]:
+    """The training and the validation images, by settings that say where they are."""
+    if settings.dataset:
+        assert settings.data
+        return usage(by_name, settings.dataset, settings.data)
+    assert settings.train_dir and settings.val_dir
+    train = usage(scan, Path(settings.train_dir))
+    return train, usage(scan, Path(settings.val_dir), classes=train.classes)
+
+
+def images(settings: Settings, train: Source, val: Source) -> Images:
     """What the batches of a run hold, by its resolved settings."""
-    assert settings.batch_size and settings.eval_batch_size and settings.image_size and settings.crop_scale
+    assert settings.batch_size and settings.eval_batch_size and settings.image_size
     return Images(
         train=train,
         val=val,
@@ -123,9 +143,55 @@ def images(settings: Settings, train: Index, val: Index) -> Images:
         batch_size=settings.batch_size,
         eval_batch_size=settings.eval_batch_size,
         image_size=settings.image_size,
-        crop_scale=settings.crop_scale,
-        mirror=settings.flip,
+        augmentation=augmentation(settings),
+        skip_unreadable=settings.on_bad_image == "skip",
     )
+
+
+def augmentation(settings: Settings) -> Augmentation:
+    """How training shows images, by resolved settings."""
+    assert settings.crop_scale
+    red, green, blue = (round(255 * mean) for mean in settings.mean)
+    return Augmentation(
+        crop_scale=settings.crop_scale,
+        crop_ratio=settings.crop_ratio,
+        mirror=settings.flip,
+        policy=settings.auto_augment,
+        jitter=settings.color_jitter,
+        erasing=settings.random_erasing,
+        fill=(red, green, blue),
+    )
+
+
+def dtype(settings: Settings) -> torch.dtype:
+    """What the network computes in."""
+    return torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+
+
+def _quick_check(source: Source, settings: Settings) -> npt.NDArray[np.int64]:
+    """Looks for images that cannot be read where that is quick: empty files, and the headers of up to SAMPLED images,
+    evenly spread over the data. Returns their height and width, int64 [images, 2].
+
+    Raises:
+      DataError: for such an image, unless they are to be left out.
+    """
+    skip = settings.on_bad_image == "skip"
+    if isinstance(source, Index) and not skip:
+        empty = np.flatnonzero(source.sizes == 0)
+        if len(empty):
+            more = f" (and {len(empty) - 1} more such files)" if len(empty) > 1 else ""
+            raise DataError(f"cannot read the image {shown(source.name(int(empty[0])))}: the file is empty{more}")
+    sizes = []
+    for position in np.unique(np.linspace(0, len(source) - 1, SAMPLED).astype(int)).tolist():
+        try:
+            with source.open(position) as image:
+                sizes.append(oriented_size(image))
+        except DataError:
+            if not skip:
+                raise
+    if not sizes:
+        raise DataError(f"none of the images that were tried can be read; the first of them is {shown(source.name(0))}")
+    return np.array(sizes)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -196,6 +262,16 @@ def optimizer(settings: Settings, steps_per_epoch: int) -> optim.Optimizer:
     return optim.chain(optim.clip_by_global_norm(settings.clip_norm), base)
 
 
+def mixing(settings: Settings, classes: int) -> Mix | None:
+    """How the examples of a batch are mixed, if they are."""
+    mixes = []
+    if settings.mixup:
+        mixes.append(mixup(settings.mixup, classes=classes))
+    if settings.cutmix:
+        mixes.append(cutmix(settings.cutmix, classes=classes))
+    return either(*mixes) if len(mixes) > 1 else (mixes[0] if mixes else None)
+
+
 def training_loss(settings: Settings) -> Loss:
     """The loss that training minimises."""
     if settings.loss == "cross-entropy":
@@ -227,15 +303,20 @@ def first_state(settings: Settings, net: Network, rule: optim.Optimizer) -> Trai
     return init_state(net.params, net.buffers, rule, seed=settings.seed)
 
 
-def _folders(settings: Settings) -> tuple[Path, Path, list[str]]:
+def _placed(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with whole paths in either `train_dir` and `val_dir`, or `dataset` and `data`; and notes."""
     if (settings.train_dir is None) != (settings.val_dir is None):
         raise SettingsError(
             "--train-dir and --val-dir go together; give both, or --data for a folder that holds train/ and val/"
         )
     if settings.train_dir and settings.val_dir:
-        if settings.data:
-            raise SettingsError("give either --data, or --train-dir and --val-dir; got all of them")
-        return Path(settings.train_dir), Path(settings.val_dir), []
+        if settings.data or settings.dataset:
+            other = "--dataset" if settings.dataset else "--data"
+            raise SettingsError(f"give either {other}, or --train-dir and --val-dir; got all of them")
+        return _in_folders(settings, settings.train_dir, settings.val_dir), []
+    if settings.dataset:
+        folder = settings.data or platformdirs.user_cache_path("ftrain") / "datasets"
+        return attrs.evolve(settings, data=os.path.abspath(folder)), []
     root = Path(settings.data or "data")
     train, val = root / "train", root / "val"
     if settings.data:
@@ -247,8 +328,12 @@ def _folders(settings: Settings) -> tuple[Path, Path, list[str]]:
     elif not (train.is_dir() and val.is_dir()):
         root = sample_folder()
         note = f"no data/train and data/val here: training on the sample of Fashion-MNIST in {shown(root)}"
-        return root / "train", root / "val", [note]
-    return train, val, []
+        return _in_folders(settings, root / "train", root / "val"), [note]
+    return _in_folders(settings, train, val), []
+
+
+def _in_folders(settings: Settings, train: str | Path, val: str | Path) -> Settings:
+    return attrs.evolve(settings, data=None, train_dir=os.path.abspath(train), val_dir=os.path.abspath(val))
 
 
 def _without_effect(settings: Settings) -> list[str]:
@@ -286,14 +371,13 @@ def _default(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _typical_short_side(index: Index) -> int:
-    """The median of the shorter side of up to 64 images, evenly spread over the data."""
-    picks = np.unique(np.linspace(0, len(index) - 1, 64).astype(int))
-    sides = []
-    for position in picks:
-        with index.open(int(position)) as image:
-            sides.append(min(oriented_size(image)))
-    return int(np.median(sides))
+def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64]) -> CacheKind:
+    """ram, disk or none: the first that has room for the decoded images, by the sizes of some."""
+    kept = np.array([images.train_form.size(*size) for size in sizes.tolist()])
+    needed = float(kept.prod(axis=1).mean()) * 3 * len(images.train) + 3 * images.image_size**2 * len(images.val)
+    if needed < store.free_memory() / 4:
+        return "ram"
+    return "disk" if needed < min(store.free_disk() / 2, LARGEST_DEFAULT_CACHE) else "none"
 
 
 def _default_size(model: str, short_side: int) -> int:

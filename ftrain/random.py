@@ -2,7 +2,8 @@
 
 A key is an int64 tensor [2] that holds two 32-bit words. Nothing here reads or moves torch's global generators. Every
 function runs under `torch.func.vmap` (a key per member) and `torch.compile`. Integers and uniform floats are the same
-on every device; `normal` goes through the device's own inverse error function and may differ in the last bits.
+on every device; `normal` and `beta` go through the device's own logarithm and inverse error function and may differ in
+the last bits.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with the counter layout that JAX uses
 when `jax_threefry_partitionable` is on (its default).
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
+_CANDIDATES = 8
 _GILES_CENTRE = (
     2.81022636e-08,
     3.43273939e-07,
@@ -121,10 +123,37 @@ def normal(
     return math.sqrt(2.0) * (torch.erfinv(draw) if dtype == torch.float64 else _giles_erfinv(draw))
 
 
+def beta(
+    key: Int64[Tensor, "2"], a: float, b: float, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "..."]:
+    """Floats in [0, 1] of the beta distribution; not the bits of `jax.random.beta`.
+
+    x / (x + y) of two gamma draws, by their logarithms, which do not underflow where a or b is small. A gamma draw is
+    the first accepted of 8 candidates (Marsaglia and Tsang, A simple method for generating gamma variables, 2000). That
+    none is accepted has a probability below 3e-11; the draw then is what a candidate of the normal 0 would give.
+
+    Args:
+      a, b: positive.
+      dtype: float32 or float64.
+
+    Raises:
+      ValueError: unless a and b are positive.
+    """
+    if not (a > 0.0 and b > 0.0):
+        raise ValueError(f"beta needs positive a and b; got {a} and {b}")
+    # One draw for everything, because each adds some 170 operations to a graph.
+    draws = uniform(key, (2, 2 * _CANDIDATES + 1, *shape), dtype)
+    # Wide, so that rounding hardly ever decides which candidate is accepted; and at no end of the interval.
+    draws = draws.to(_wide(draws)) + torch.finfo(dtype).eps / 2
+    return torch.sigmoid(_log_gamma(draws[0], a) - _log_gamma(draws[1], b)).to(dtype)
+
+
 def bernoulli(
-    key: Int64[Tensor, "2"], p: float | Float[Tensor, "..."] = 0.5, shape: Sequence[int] = ()
+    key: Int64[Tensor, "2"], p: float | Float[Tensor, "..."] = 0.5, shape: Sequence[int] | None = None
 ) -> Bool[Tensor, "..."]:
-    """True with probability `p`, in [0, 1]; a tensor `p` must broadcast to `shape`."""
+    """True with probability `p`, in [0, 1]; a tensor `p` must broadcast to `shape`, which is that of `p` if None."""
+    if shape is None:
+        shape = p.shape if isinstance(p, Tensor) else ()
     return uniform(key, shape) < p
 
 
@@ -175,6 +204,20 @@ def _threefry(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
         x0 = x0 + schedule[(group + 1) % 3] & _WORD
         x1 = x1 + schedule[(group + 2) % 3] + group + 1 & _WORD
     return x0, x1
+
+
+def _log_gamma(draws: Tensor, a: float) -> Tensor:
+    """The logarithm of a draw of the gamma distribution with the shape parameter `a`, from uniform numbers in (0, 1)
+    along the first dimension: one, a place for each candidate, and a height for each."""
+    d = (a if a >= 1.0 else a + 1.0) - 1.0 / 3.0
+    place, height = draws[1 : 1 + _CANDIDATES], draws[1 + _CANDIDATES :]
+    x = math.sqrt(2.0) * torch.erfinv(2.0 * place - 1.0)
+    root = 1.0 + x / math.sqrt(9.0 * d)
+    log_v = 3.0 * torch.log(root)  # nan for a negative root, which is then not accepted
+    accepted = torch.log(height) < 0.5 * x.square() + d * (1.0 - root**3 + log_v)
+    first = accepted & (accepted.cumsum(dim=0) == 1)
+    log_draw = math.log(d) + torch.where(first, log_v, 0.0).sum(dim=0)
+    return log_draw + torch.log(draws[0]) / a if a < 1.0 else log_draw
 
 
 def _giles_erfinv(x: Tensor) -> Tensor:

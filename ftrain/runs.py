@@ -37,19 +37,6 @@ class Run:
         return self.folder / "checkpoints"
 
 
-def new_run(folder: Path, settings: Settings, classes: Sequence[str], facts: Mapping[str, Any]) -> Run:
-    """A run whose folder is still to be made, by `write`.
-
-    Args:
-      facts: what config.json says beside the settings: versions, device, command line, fingerprints of the data.
-
-    Raises:
-      SettingsError: if the folder is there and not empty.
-    """
-    check_free(folder)
-    return Run(folder, settings, tuple(classes), {"settings": attrs.asdict(settings), **facts})
-
-
 def check_free(folder: Path) -> None:
     """Raises SettingsError unless a run can have this folder: it is not there, or empty."""
     if folder.exists() and not folder.is_dir():

@@ -17,14 +17,17 @@ from ftrain.errors import SettingsError
 OptimizerName = Literal["adamw", "adam", "sgd", "adagrad"]
 ScheduleName = Literal["cosine", "linear", "step", "constant"]
 LossName = Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"]
+PolicyName = Literal["none", "rand-augment", "trivial-augment"]
+CacheKind = Literal["auto", "none", "disk", "ram"]
+OnBadImage = Literal["stop", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What may differ between the parts of a resumed run, because the result does not depend on it.
-HARMLESS = frozenset({"workers", "save_station", "eval_batch_size", "log_every"})
+HARMLESS = frozenset({"workers", "save_station", "eval_batch_size", "log_every", "checkpoint_every"})
 # Where the images are; which they are shows in their fingerprint.
-PLACES = ("data", "train_dir", "val_dir")
+PLACES = ("data", "dataset", "train_dir", "val_dir")
 
 
 def flag(name: str) -> str:
@@ -82,6 +85,15 @@ def _whole(low: int, high: int | None = None) -> Callable[[Any], str | None]:
     return check
 
 
+def _pace(value: Any) -> str | None:
+    fits = isinstance(value, str) and re.fullmatch("[1-9][0-9]*m?", value)
+    return None if fits else "a number of steps such as 500, or of minutes such as 10m"
+
+
+def _whole_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _text(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "a text"
 
@@ -101,9 +113,19 @@ def _three(low: float, *, above: bool) -> Callable[[Any], str | None]:
     return check
 
 
-def _channels(value: Any) -> Any:
-    """Three numbers from a list, or from a text such as "0.5,0.5,0.5"; anything else as it is, for the check to
-    refuse."""
+def _jitter(value: Any) -> str | None:
+    number = _number(0.0)
+    fits = isinstance(value, tuple) and len(value) == 4 and not any(number(v) for v in value) and value[3] <= 0.5
+    return None if fits else "four numbers >= 0, the last (hue) <= 0.5, such as 0.4,0.4,0.4,0.1"
+
+
+def _probability(value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+    return None if fits else "a number >= 0 and <= 1"
+
+
+def _numbers(value: Any) -> Any:
+    """Numbers from a list, or from a text such as "0.5,0.5,0.5"; anything else as it is, for the check to refuse."""
     parts = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(part if isinstance(part, bool) else float(part) for part in parts)
@@ -146,6 +168,13 @@ class Settings:
         "has both, else a sample of Fashion-MNIST.",
         _text,
     )
+    dataset: str | None = _setting(
+        None,
+        "Data",
+        "A data set of torchvision instead of folders: cifar10, fashion-mnist, food101 ...; downloaded to --data, or "
+        "to the user's cache folder, unless it is there.",
+        _text,
+    )
     train_dir: str | None = _setting(None, "Data", "Folder of training images, one folder per class.", _text)
     val_dir: str | None = _setting(None, "Data", "Folder of validation images, one folder per class.", _text)
     image_size: int | None = _setting(
@@ -162,20 +191,71 @@ class Settings:
         "where images are no larger than what the network sees.",
         _share,
     )
+    crop_ratio: float = _setting(
+        4.0 / 3.0,
+        "Data",
+        "Widest ratio of a crop's width to its height; its inverse is the narrowest.",
+        _number(1.0),
+    )
     flip: bool = _setting(True, "Data", "Mirror half of the training images left to right.", _yes_or_no)
+    auto_augment: PolicyName = _setting(
+        "none",
+        "Data",
+        "What else is done to training images: rand-augment, trivial-augment or none.",
+        _one_of(PolicyName),
+    )
+    color_jitter: tuple[float, float, float, float] = _setting(
+        (0.0, 0.0, 0.0, 0.0),
+        "Data",
+        "How far brightness, contrast, saturation and hue of training images vary, such as 0.4,0.4,0.4,0.1.",
+        _jitter,
+        converter=_numbers,
+    )
+    random_erasing: float = _setting(
+        0.0, "Data", "Probability that a rectangle of a training image is hidden.", _probability
+    )
+    mixup: float = _setting(
+        0.0,
+        "Data",
+        "Alpha of mixup, which blends pairs of training images, 0.2 for example; 0 for none. With --cutmix one of the "
+        "two is chosen for each batch.",
+        _number(0.0),
+    )
+    cutmix: float = _setting(
+        0.0,
+        "Data",
+        "Alpha of cutmix, which pastes a part of another training image, 1 for example; 0 for none.",
+        _number(0.0),
+    )
     mean: tuple[float, ...] = _setting(
         IMAGENET_MEAN,
         "Data",
         "Mean of red, green and blue, in [0, 1], taken off the images.",
         _three(0.0, above=False),
-        converter=_channels,
+        converter=_numbers,
     )
     std: tuple[float, ...] = _setting(
         IMAGENET_STD,
         "Data",
         "Standard deviation of red, green and blue that the images are divided by.",
         _three(0.0, above=True),
-        converter=_channels,
+        converter=_numbers,
+    )
+    cache: CacheKind = _setting(
+        "auto",
+        "Data",
+        "Where decoded images are kept, from before the first epoch: ram, disk or none. auto takes the first of them "
+        "that has room. Crops are then scaled from images of a reduced size.",
+        _one_of(CacheKind),
+    )
+    on_bad_image: OnBadImage = _setting(
+        "stop",
+        "Data",
+        "What to do with an image that cannot be read: stop, or skip to leave it out.",
+        _one_of(OnBadImage),
+    )
+    bad_image_cap: float = _setting(
+        0.01, "Data", "Share of the images that may be left out before a run stops all the same.", _share
     )
     epochs: int = _setting(10, "Training", "Times to go through the training data.", _whole(1))
     batch_size: int | None = _setting(
@@ -245,6 +325,14 @@ class Settings:
         "Epoch, counted from 1, from which on every epoch's checkpoint is kept. The last and the best are always kept.",
         _whole(1),
     )
+    checkpoint_every: str | None = _setting(
+        None,
+        "Run",
+        "How often to keep the state within an epoch: 500 for every 500 steps, 10m for every 10 minutes. It is always "
+        "kept at the end of an epoch.",
+        _pace,
+        converter=_whole_as_text,
+    )
     log_every: int = _setting(10, "Run", "Training steps between two lines of metrics.jsonl.", _whole(1))
     out: str | None = _setting(None, "Run", "Folder of the run. By default runs/<model>/<date-time>.", _text)
 
@@ -271,7 +359,8 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
 
 
 def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `below` with those of `above` in their place. Where the images are is one setting in two
-    spellings: `data`, or `train_dir` and `val_dir`; either replaces the other."""
-    hidden = set(PLACES) if set(PLACES) & above.keys() else set()
+    """The settings of `below` with those of `above` in their place. Where the images are is said in one of two ways,
+    `train_dir` and `val_dir` or `data` and `dataset`, of which one replaces the other."""
+    one, other = {"train_dir", "val_dir"}, {"data", "dataset"}
+    hidden = (other if one & above.keys() else set()) | (one if other & above.keys() else set())
     return {**{name: value for name, value in below.items() if name not in hidden}, **above}

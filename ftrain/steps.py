@@ -13,15 +13,19 @@ from torch.utils import _pytree as pytree
 import ftrain.random
 from ftrain.losses import Loss, cross_entropy
 from ftrain.metrics import Metrics, measure
+from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, global_norm
-from ftrain.state import TrainState
+from ftrain.state import TrainState, bury
 from ftrain.transforms import tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 # What an auxiliary classifier's loss counts beside the main one (Szegedy et al., Going deeper with convolutions, 2015).
 AUXILIARY_WEIGHT = 0.3
+
+# What the step's key is folded with for mixing: the forward pass counts its draws from 0 and never gets this far.
+MIXING_DRAW = 2**32 - 1
 
 
 def train_step(
@@ -31,6 +35,7 @@ def train_step(
     apply: Apply,
     optimizer: Optimizer,
     loss: Loss = cross_entropy,
+    mix: Mix | None = None,
     precision: torch.dtype = torch.float32,
     donate: bool = False,
 ) -> tuple[TrainState, Metrics]:
@@ -40,23 +45,32 @@ def train_step(
       state: where training stands.
       batch: (inputs, labels) or (inputs, labels, weights): inputs as `apply` takes them, B of them; labels as `loss`
         takes them; weights float [B], what each example counts in the mean that is minimised. A weight of 0 leaves it
-        out.
+        out, even a nan; the network, and so BatchNorm, sees zeros in place of its floats.
       apply: the network, from `functionalize`. A named tuple of outputs with a field `logits` is that and auxiliary
         logits, whose losses count 0.3 each (inception_v3, googlenet).
       optimizer: from `ftrain.optim`.
       loss: (logits [B, C], labels) -> [B].
+      mix: from `ftrain.mix`; mixes the examples of the batch, images [B, C, H, W], before the forward pass. Loss and
+        metrics are then of the mixed examples, whose label is the most probable class.
       precision: float32, or bfloat16 to run the network under autocast; parameters and loss stay float32.
-      donate: the new state may be written into the memory of the old one, which is then gone.
+      donate: the new state may be written into the memory of the old one, which then raises `DonatedError` when it is
+        touched.
 
     Returns:
       The state after the step, and the metrics of the batch: loss, correct, count, nonfinite; lr and grad_norm (L2 norm
       of all gradients, before any clipping).
     """
+    if precision not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"precision is torch.float32 or torch.bfloat16; got {precision}")
     inputs, labels, weights = _unpack(batch)
+    if len(batch) == 3:
+        inputs = pytree.tree_map(lambda values: _without_left_out(values, weights), inputs)
     key = ftrain.random.fold_in(state.key, state.step)
+    if mix is not None:
+        inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
 
     def objective(params: Tensors) -> tuple[Tensor, tuple[Metrics, Tensors]]:
-        with torch.autocast(inputs.device.type, precision, enabled=precision != torch.float32):
+        with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
             outputs, buffers = apply(params, state.buffers, inputs, train=True, key=key)
         logits, auxiliary = _split_outputs(outputs)
         losses = loss(logits, labels)
@@ -69,7 +83,10 @@ def train_step(
     options: dict[str, Any] = {"donate": True} if donate else {}
     params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
     new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
-    return new_state, _with_step_sums(metrics, grads, optimizer, state.step)
+    metrics = _with_step_sums(metrics, grads, optimizer, state.step)
+    if donate and not tracing(new_state):
+        bury(state)
+    return new_state, metrics
 
 
 def eval_step(
@@ -107,6 +124,13 @@ def _split_outputs(outputs: Any) -> tuple[Tensor, list[Tensor]]:
     fields = named() if named else {"logits": outputs}
     wide = {name: value.float() if value.itemsize < 4 else value for name, value in fields.items() if value is not None}
     return wide.pop("logits"), list(wide.values())
+
+
+def _without_left_out(values: Tensor, weights: Tensor) -> Tensor:
+    if not values.is_floating_point() or values.shape[:1] != weights.shape:
+        return values
+    kept = (weights > 0).reshape(-1, *(1 for _ in values.shape[1:]))
+    return torch.where(kept, values, 0.0)
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:

@@ -324,8 +324,12 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "--epochs takes a whole number >= 1; got 0", *fit, "--epochs", 0)
     refused(2, "holds only 18 images; give a batch size of at most 18", *fit, "--batch-size", 19)
     refused(2, "--device takes auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
-    refused(2, "no such folder: nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
+    refused(2, f"no such folder: {tmp_path}/nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
     refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
+    refused(2, "cifar10", "fit", "--dataset", "cifar11")
+    refused(
+        2, "give either --dataset, or --train-dir", "fit", "--dataset", "mnist", "--train-dir", "a", "--val-dir", "b"
+    )
     refused(2, "--train-dir and --val-dir go together", "fit", "--train-dir", data / "train")
     refused(2, "is not the folder of a run", "fit", "--resume", tmp_path)
     refused(
@@ -379,16 +383,16 @@ def test_data_errors(data, tmp_path, monkeypatch):
     (tmp_path / "strange" / "train" / "red").rename(tmp_path / "strange" / "train" / "rot")
     refused(65, 'the class folder "red"', "fit", "--train-dir", "strange/train", *val)
     (tmp_path / "empty").mkdir()
-    refused(65, "no class folders in empty", "fit", "--train-dir", "empty", *val)
+    refused(65, f"no class folders in {tmp_path}/empty", "fit", "--train-dir", "empty", *val)
     (tmp_path / "one" / "cat").mkdir(parents=True)
     Image.new("RGB", (40, 40)).save(tmp_path / "one" / "cat" / "a.png")
-    refused(65, "only one class folder in one", "fit", "--train-dir", "one", *val)
+    refused(65, f"only one class folder in {tmp_path}/one", "fit", "--train-dir", "one", *val)
     (tmp_path / "one" / "dog").mkdir()
     refused(65, 'no images in the class folder "dog"', "fit", "--train-dir", "one", *val)
     make_images(tmp_path / "broken", 4)
     (tmp_path / "broken" / "red" / "2.png").write_bytes(b"no image")
     arguments = ["--train-dir", "broken", *val, *QUICK, "--workers", 2, "--out", "run"]
-    refused(65, "cannot read the image broken/red/2.png", "fit", *arguments)
+    refused(65, f"cannot read the image {tmp_path}/broken/red/2.png", "fit", *arguments)
 
 
 def test_help_does_not_import_torch():

@@ -1,6 +1,14 @@
 """The events of a run, and what it writes while it goes on."""
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import attrs
 import numpy as np
@@ -8,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ftrain import checkpoint, loop, prepare
-from ftrain.errors import TrainingError
+from ftrain import checkpoint, inference, loop, prepare, provenance
+from ftrain.data.index import scan
+from ftrain.data.store import Caching
+from ftrain.errors import DataError, TrainingError
 from ftrain.settings import Settings
 
 
@@ -28,11 +38,10 @@ def data(tmp_path_factory):
 
 
 def begin(data, folder, **settings):
-    asked = Settings(
-        model="shufflenet_v2_x0_5", data=str(data), batch_size=3, workers=0, device="cpu", out=str(folder), **settings
-    )
+    options = {"model": "shufflenet_v2_x0_5", "batch_size": 3, "workers": 0, "device": "cpu", **settings}
+    asked = Settings(data=str(data), out=str(folder), **options)
     resolved, images, _ = prepare.resolve(asked)
-    return loop.start(resolved, images, folder, ["ftrain", "fit"]), images
+    return provenance.new_run(resolved, images, folder, ["ftrain", "fit"]), images
 
 
 def lines_of(run):
@@ -41,7 +50,7 @@ def lines_of(run):
 
 def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
     run, images = begin(data, tmp_path / "run", epochs=1)
-    events = [event for event in loop.fit(run, images) if not isinstance(event, loop.Logged)]
+    events = [event for event in loop.fit(run, images) if not isinstance(event, loop.Logged | Caching)]
     kinds = [type(event).__name__ for event in events]
     assert kinds == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
     assert (events[0].classes, events[0].train_examples, events[0].val_examples) == (2, 10, 4)
@@ -94,7 +103,7 @@ def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkey
     ends = [event for event in loop.fit(run, images) if isinstance(event, loop.EpochEnded)]
     assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
-    _, _, chosen = loop.restore(run)
+    _, _, chosen = inference.restore(run)
     assert chosen.name == "step_00000006"
 
 
@@ -115,11 +124,133 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_and_leaves_the_last_checkp
 def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_path):
     run, images = begin(data, tmp_path / "run", epochs=1)
     list(loop.fit(run, images))
-    state, net, _ = loop.restore(run)
+    state, net, _ = inference.restore(run)
     results = [
-        list(loop.evaluate(run, state, net, attrs.evolve(images, eval_batch_size=size)))[-1] for size in (1, 3, 4, 64)
+        list(inference.evaluate(run, state, net, attrs.evolve(images, eval_batch_size=size)))[-1]
+        for size in (1, 3, 4, 64)
     ]
     assert [result.metrics["count"] for result in results] == [4, 4, 4, 4]
     assert all(torch.equal(result.confusion, results[0].confusion) for result in results)
     assert results[0].confusion.sum(dim=1).tolist() == [2, 2]
     assert [result.metrics["loss"] for result in results] == pytest.approx([results[0].metrics["loss"]] * 4, rel=1e-5)
+
+
+def state_of(run):
+    last = max(run.checkpoints.iterdir())
+    return (last / "state.safetensors").read_bytes()
+
+
+def untimed(run):
+    """The lines of metrics.jsonl without what a clock measured."""
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "images_per_second")}
+        for line in lines_of(run)
+    ]
+
+
+RESUMED = {"epochs": 2, "log_every": 2, "checkpoint_every": 1, "crop_scale": 0.5}
+
+
+@pytest.fixture(scope="module", params=["none", "ram"])
+def undisturbed(request, data, tmp_path_factory):
+    run, images = begin(data, tmp_path_factory.mktemp("runs") / "whole", cache=request.param, **RESUMED)
+    list(loop.fit(run, images))
+    return run
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(undisturbed, data, tmp_path, stop, workers):
+    run, images = begin(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
+    events = loop.fit(run, images)
+    for event in events:
+        at_step = isinstance(event, loop.Saved) and event.checkpoint.name == f"step_{stop:08d}"
+        if at_step or (isinstance(event, loop.EpochEnded) and 3 * event.epoch == stop):
+            break
+    events.close()
+    again = attrs.evolve(run, settings=attrs.evolve(run.settings, workers=workers, checkpoint_every=None))
+    started = next(event for event in loop.fit(again, images) if isinstance(event, loop.Started))
+    assert started.step == stop
+    list(loop.fit(again, images))
+    assert state_of(run) == state_of(undisturbed)
+    assert untimed(run) == untimed(undisturbed)
+
+
+def test_saving_every_so_many_minutes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pace = loop.Pace("2m")
+    times = []
+    for step in range(1, 8):
+        now[0] += 50.0
+        if pace.is_time(step):
+            times.append(step)
+    assert times == [3, 6]
+    assert [step for step in range(1, 8) if loop.Pace("3").is_time(step)] == [3, 6]
+    assert not any(loop.Pace(None).is_time(step) for step in range(1, 8))
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """The data with one training image cut off behind its header."""
+    shutil.copytree(data, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "train" / "dark" / "1.png"
+    path.write_bytes(path.read_bytes()[:600])
+    return tmp_path / "damaged", path
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_image_that_cannot_be_read_ends_the_run(data, damaged, tmp_path, cache):
+    folder, path = damaged
+    run, images = begin(data, tmp_path / "run", epochs=1, batch_size=10, cache=cache)
+    images = attrs.evolve(images, train=scan(folder / "train"))  # after the quick check, which would have found it
+    with pytest.raises(DataError, match=re.escape(f"cannot read the image {path}: ")):
+        list(loop.fit(run, images))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_image_that_cannot_be_read_is_left_out_if_so_wished(damaged, tmp_path, cache):
+    folder, path = damaged
+    options = {"epochs": 2, "batch_size": 10, "cache": cache, "on_bad_image": "skip", "bad_image_cap": 0.1}
+    run, images = begin(folder, tmp_path / "run", **options)
+    events = list(loop.fit(run, images))
+    causes = [event.cause for event in events if isinstance(event, loop.LeftOut)]
+    assert len(causes) == 1
+    assert causes[0].startswith(f"cannot read the image {path}: ")
+    epochs = [line for line in lines_of(run) if line["kind"] == "epoch"]
+    assert [(line["train"]["count"], line["left_out"]) for line in epochs] == [(9, 1), (9, 1)]
+
+
+def test_too_many_images_that_cannot_be_read_end_the_run(damaged, tmp_path):
+    folder, _ = damaged
+    run, images = begin(folder, tmp_path / "run", epochs=1, batch_size=10, cache="none", on_bad_image="skip")
+    with pytest.raises(DataError, match=r"1 of 10 train images cannot be read, more than --bad-image-cap 0\.01 allows"):
+        list(loop.fit(run, images))
+
+
+def test_an_empty_file_is_found_before_anything_else(data, tmp_path):
+    shutil.copytree(data, tmp_path / "images")
+    (tmp_path / "images" / "train" / "light" / "2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"light/2\.png: the file is empty"):
+        begin(tmp_path / "images", tmp_path / "run", epochs=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_a_worker_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
+    settings = ["--model", "shufflenet_v2_x0_5", "--epochs", "40", "--workers", "1", "--cache", "none"]
+    places = ["--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--batch-size", "3"]
+    code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+    command = [sys.executable, "-c", code, "fit", *settings, *places]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[-1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    message = errors.splitlines()[-1]
+    assert message.startswith("ftrain: a process that reads images was ended from outside (signal: Killed)")
+    assert "Traceback" not in errors

@@ -154,12 +154,11 @@ def test_a_weight_of_zero_leaves_an_example_out_even_if_it_is_nan():
     spoilt[3] = torch.nan
     full, full_metrics = ftrain.train_step(state, (images[:3], labels[:3]), apply=apply, optimizer=optimizer)
     weights = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    clean = images.clone()
-    clean[3] = 0.0
-    masked, metrics = ftrain.train_step(state, (clean, labels, weights), apply=apply, optimizer=optimizer)
+    masked, metrics = ftrain.train_step(state, (spoilt, labels, weights), apply=apply, optimizer=optimizer)
     for name, param in full.params.items():
         torch.testing.assert_close(param, masked.params[name], rtol=1e-6, atol=1e-7)
     assert metrics.count.item() == 3.0
+    assert metrics.nonfinite.item() == 0.0
     judged = ftrain.eval_step(state, (spoilt, labels, weights), apply=apply)
     assert judged.compute()["loss"] == pytest.approx(full_metrics.compute()["loss"], rel=1e-6)
 
@@ -216,3 +215,37 @@ def test_eager_donation_gives_the_same_bits_in_the_same_memory():
     new, _ = ftrain.train_step(copy, batch, apply=apply, optimizer=optimizer, donate=True)
     assert {name: param.data_ptr() for name, param in new.params.items()} == memory
     assert all(torch.equal(param, new.params[name]) for name, param in expected.params.items())
+    with pytest.raises(ftrain.DonatedError, match="this state was donated to a step"):
+        _ = copy.step
+
+
+def test_a_module_of_several_arguments_is_trained_on_a_tuple_of_them():
+    class Product(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 2)
+
+        def forward(self, left, right):
+            return self.linear(left * right)
+
+    apply, params, buffers = ftrain.functionalize(Product())
+    optimizer = ftrain.sgd(0.1)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    batch = ((torch.ones(4, 3), torch.full((4, 3), 2.0)), torch.tensor([0, 1, 1, 0]), torch.ones(4))
+    state, metrics = ftrain.train_step(state, batch, apply=apply, optimizer=optimizer)
+    assert metrics.compute()["count"] == 4.0
+    assert int(state.step) == 1
+
+
+def test_the_draws_of_train_step_differ_from_step_to_step():
+    apply, optimizer, state, batch = parts("convnet")
+    _, first = ftrain.train_step(state, batch, apply=apply, optimizer=optimizer)
+    later = ftrain.TrainState(state.step + 1, state.params, state.buffers, state.opt_state, state.key)
+    _, second = ftrain.train_step(later, batch, apply=apply, optimizer=optimizer)
+    assert first.loss.item() != second.loss.item()
+
+
+def test_float16_is_refused():
+    apply, optimizer, state, batch = parts("linear")
+    with pytest.raises(ValueError, match=r"precision is torch\.float32 or torch\.bfloat16; got torch\.float16"):
+        ftrain.train_step(state, batch, apply=apply, optimizer=optimizer, precision=torch.float16)

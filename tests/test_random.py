@@ -26,6 +26,8 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform_float64": lambda key: random.uniform(key, (5,), torch.float64),
     "normal": lambda key: random.normal(key, (64,)),
     "normal_float64": lambda key: random.normal(key, (64,), torch.float64),
+    "beta": lambda key: random.beta(key, 0.2, 3.0, (16,)),
+    "beta_float64": lambda key: random.beta(key, 0.2, 3.0, (16,), torch.float64),
     "bernoulli": lambda key: random.bernoulli(key, 0.3, (16,)),
     "randint": lambda key: random.randint(key, (8,), -5, 1_000_003),
     "permutation": lambda key: random.permutation(key, 300),
@@ -102,6 +104,7 @@ def test_integers_equal_jax(golden: tuple[Tensor, dict[str, Any]]) -> None:
     assert random.randint(key, (8,), 0, 10).tolist() == expected["randint_0_10"]
     assert random.randint(key, (8,), -5, 1_000_003).tolist() == expected["randint_minus5_1000003"]
     assert random.bernoulli(key, 0.3, (16,)).tolist() == expected["bernoulli_0.3"]
+    assert random.bernoulli(key, torch.full((16,), 0.3)).tolist() == expected["bernoulli_0.3"]
 
 
 def test_uniform_equals_jax_to_the_bit(golden: tuple[Tensor, dict[str, Any]]) -> None:
@@ -147,6 +150,9 @@ def test_dtypes_and_shapes() -> None:
     assert random.uniform(key, (2,), torch.float64).dtype == torch.float64
     assert random.normal(key, (2,)).dtype == torch.float32
     assert random.normal(key, (2,), torch.float64).dtype == torch.float64
+    assert random.beta(key, 1.0, 2.0).shape == ()
+    assert random.beta(key, 1.0, 2.0).dtype == torch.float32
+    assert random.beta(key, 1.0, 2.0, (2, 0), torch.float64).dtype == torch.float64
     assert random.bernoulli(key, shape=(4, 1)).shape == (4, 1)
     assert random.bernoulli(key).dtype == torch.bool
     assert random.randint(key, (3, 2), 0, 5).shape == (3, 2)
@@ -178,6 +184,12 @@ def test_uniform_refuses_dtypes_it_does_not_draw() -> None:
         random.uniform(random.key(0), (2,), torch.float16)
     with pytest.raises(TypeError, match=r"uniform draws float32 or float64; got torch\.bfloat16"):
         random.normal(random.key(0), (2,), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
+def test_beta_refuses_parameters_that_are_not_positive(a: float, b: float) -> None:
+    with pytest.raises(ValueError, match=f"beta needs positive a and b; got {a} and {b}"):
+        random.beta(random.key(0), a, b)
 
 
 @pytest.mark.parametrize(("minval", "maxval"), [(3, 3), (4, 3), (-(2**31) - 1, 0), (0, 2**31)])
@@ -253,6 +265,43 @@ def test_normal_has_mean_0_variance_1_and_tails(dtype: torch.dtype) -> None:
     assert 3.5 < drawn.abs().max() < 6.0
 
 
+BETA_PLACES = [1e-6, 1e-3, 0.05, 0.2, 0.5, 0.8, 0.95, 0.999]
+
+
+# Mean, variance and the distribution function at BETA_PLACES, from scipy.stats.beta (scipy 1.17.1).
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("a", "b", "mean", "variance", "below"),
+    [
+        (0.1, 0.1, 1 / 2, 0.208333, [0.127412, 0.254242, 0.377508, 0.439709, 0.5, 0.560291, 0.622492, 0.745758]),
+        (0.2, 0.2, 1 / 2, 0.178571, [0.033203, 0.132201, 0.291025, 0.392722, 0.5, 0.607278, 0.708975, 0.867799]),
+        (1.0, 1.0, 1 / 2, 0.083333, [0.000001, 0.001, 0.05, 0.2, 0.5, 0.8, 0.95, 0.999]),
+        (2.0, 5.0, 2 / 7, 0.025510, [0.0, 0.000015, 0.032774, 0.34464, 0.890625, 0.9984, 0.999998, 1.0]),
+        (8.0, 8.0, 1 / 2, 0.014706, [0.0, 0.0, 0.0, 0.00424, 0.5, 0.99576, 1.0, 1.0]),
+    ],
+)
+def test_beta_has_its_distribution(
+    a: float, b: float, mean: float, variance: float, below: list[float], dtype: torch.dtype
+) -> None:
+    draws = 100_000
+    drawn = random.beta(random.key(16), a, b, (draws,), dtype).double()
+    assert drawn.min() >= 0.0
+    assert drawn.max() <= 1.0
+    found = (drawn[:, None] <= torch.tensor(BETA_PLACES, dtype=torch.float64)).double().mean(dim=0)
+    # Kolmogorov's bound: 2 exp(-2 x 2.7^2) is one in a million.
+    assert (found - torch.tensor(below, dtype=torch.float64)).abs().max() < 2.7 / math.sqrt(draws)
+    assert abs(drawn.mean() - mean) < 5 * math.sqrt(variance / draws)
+    assert abs(drawn.var() - variance) < 5 * variance * math.sqrt(2 / draws)  # a normal's fourth moment is larger
+
+
+def test_beta_draws_do_not_underflow() -> None:
+    """A gamma draw with the shape 0.01 is 0 in float32 for a third of the uniform numbers, and 0 / 0 would be nan."""
+    drawn = random.beta(random.key(17), 0.01, 0.01, (40_000,))
+    assert not drawn.isnan().any()
+    assert 0.2398 < (drawn < 1e-30).double().mean() < 0.2615  # 0.250634, by scipy
+    assert 0.4875 < (drawn < 0.5).double().mean() < 0.5125
+
+
 def test_bernoulli_has_its_mean() -> None:
     assert 0.2927 < random.bernoulli(random.key(13), 0.3, (100_000,)).double().mean() < 0.3073
 
@@ -275,7 +324,7 @@ def test_gpu_equals_cpu() -> None:
         key = random.key(seed)
         for name, draw in DRAWS.items():
             found, expected = draw(key.cuda()).cpu(), draw(key)
-            if name.startswith("normal"):  # goes through the device's own logarithm or inverse error function
+            if name.startswith(("normal", "beta")):  # goes through the device's own logarithm or inverse error function
                 torch.testing.assert_close(found, expected)
             else:
                 assert torch.equal(found, expected), name

@@ -20,13 +20,23 @@ def test_defaults() -> None:
         "model": "resnet34",
         "weights": None,
         "data": None,
+        "dataset": None,
         "train_dir": None,
         "val_dir": None,
         "image_size": None,
         "crop_scale": None,
+        "crop_ratio": 4 / 3,
         "flip": True,
+        "auto_augment": "none",
+        "color_jitter": (0.0, 0.0, 0.0, 0.0),
+        "random_erasing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
+        "cache": "auto",
+        "on_bad_image": "stop",
+        "bad_image_cap": 0.01,
         "epochs": 10,
         "batch_size": None,
         "eval_batch_size": None,
@@ -45,6 +55,7 @@ def test_defaults() -> None:
         "precision": "auto",
         "compile": None,
         "save_station": None,
+        "checkpoint_every": None,
         "log_every": 10,
         "out": None,
     }
@@ -286,4 +297,6 @@ def test_where_the_images_are_is_one_setting() -> None:
     below = {"train_dir": "a", "val_dir": "b", "lr": 0.1}
     assert layered(below, {"data": "c"}) == {"lr": 0.1, "data": "c"}
     assert layered(below, {"lr": 0.2}) == {"train_dir": "a", "val_dir": "b", "lr": 0.2}
+    assert layered({"dataset": "mnist", "data": "c"}, {"data": "d"}) == {"dataset": "mnist", "data": "d"}
+    assert layered(below, {"dataset": "mnist"}) == {"lr": 0.1, "dataset": "mnist"}
     assert layered({"data": "c"}, {"train_dir": "a", "val_dir": "b"}) == {"train_dir": "a", "val_dir": "b"}

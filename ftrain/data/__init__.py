@@ -1,7 +1,25 @@
-"""Where images come from: an index of class folders, and batches that are a function of (seed, epoch, index) alone."""
+"""Where images come from, and batches that are a function of (seed, epoch, index) alone."""
 
+from ftrain.data.augment import Augmentation
 from ftrain.data.index import Index, scan
 from ftrain.data.load import ImageBatch, Images, Job, load
 from ftrain.data.sample import sample_folder
+from ftrain.data.source import Source
+from ftrain.data.sources import Arrays, Examples, by_name, from_arrays, from_dataset
 
-__all__ = ["ImageBatch", "Images", "Index", "Job", "load", "sample_folder", "scan"]
+__all__ = [
+    "Arrays",
+    "Augmentation",
+    "Examples",
+    "ImageBatch",
+    "Images",
+    "Index",
+    "Job",
+    "Source",
+    "by_name",
+    "from_arrays",
+    "from_dataset",
+    "load",
+    "sample_folder",
+    "scan",
+]

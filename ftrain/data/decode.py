@@ -105,7 +105,7 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
 def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
     """The whole image, scaled: RGB, contiguous [height, width, 3]. Otherwise as `crop_and_resize`."""
     rows, columns = oriented_size(image)
-    return np.ascontiguousarray(np.asarray(_rgb(_part(image, (0, 0, columns, rows), width, height))))
+    return np.array(_rgb(_part(image, (0, 0, columns, rows), width, height)))
 
 
 def _part(image: Image.Image, box: tuple[float, float, float, float], across: int, down: int) -> Image.Image:

@@ -49,6 +49,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def title(self) -> str:
+        """The folder by its whole path."""
+        return os.path.abspath(self.root)
+
     def open(self, position: int) -> Image.Image:
         """The image at `position`, its header read and its pixels not.
 

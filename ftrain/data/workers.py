@@ -1,0 +1,51 @@
+"""Worker processes that do jobs ahead of time, and hand over the results in the order of the jobs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ftrain.errors import worker_error
+
+
+def work(
+    dataset: Dataset[Any], jobs: Iterable[Any], *, workers: int, ahead: int = 4, pin_memory: bool = False
+) -> Iterator[Any]:
+    """`dataset[job]` for every job, in order.
+
+    Args:
+      jobs: gone through as needed, by this process.
+      workers: processes; 0 works in this one. They start at the first result and end with the last.
+      ahead: jobs that each worker may be ahead.
+      pin_memory: whether to put tensors into page-locked memory, for copies to a GPU that do not wait.
+
+    Raises:
+      WorkerError: if a worker is killed.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: as the user wishes
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            sampler=jobs,
+            num_workers=workers,
+            prefetch_factor=ahead if workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # else the loader takes its workers' seed from the global one
+        )
+        results = iter(loader)
+    try:
+        yield from results
+    except RuntimeError as error:
+        raise worker_error(error) or error from None
+    finally:
+        del results  # ends the workers, which an error's traceback would keep alive
+
+
+def _as_it_is(result: Any) -> Any:
+    return result

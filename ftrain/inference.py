@@ -1,0 +1,111 @@
+"""A trained network at work: evaluated on a data set, and asked about single images."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ftrain import checkpoint, prepare
+from ftrain.data.load import Images, load, on_device, read_centre
+from ftrain.errors import CheckpointError, DataError, shown
+from ftrain.metrics import measure
+from ftrain.runs import Run
+from ftrain.settings import Settings
+from ftrain.state import TrainState
+from ftrain.steps import predict_step
+
+Ranking = list[tuple[str, float]]  # classes with their probabilities, the most probable first
+
+
+@attrs.frozen
+class Evaluation:
+    """The metrics of a data set under a network, counts int64 [C, C] (row the label, column the answer), and why images
+    were left out."""
+
+    metrics: dict[str, float]
+    confusion: Tensor
+    left_out: tuple[str, ...]
+
+
+def restore(run: Run, *, best: bool = True) -> tuple[TrainState, prepare.Network, Path]:
+    """The state of a run's best checkpoint, or its last, with its network.
+
+    Raises:
+      CheckpointError: if there is none, or it cannot be read.
+    """
+    found = checkpoint.find(run.checkpoints)
+    chosen = checkpoint.best(found) if best else (found[-1] if found else None)
+    if chosen is None:
+        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
+    net = prepare.network(run.settings, len(run.classes))
+    template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
+    return checkpoint.load(chosen, template), net, chosen
+
+
+def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) -> Iterator[int | Evaluation]:
+    """Goes through the validation data of `images`: yields the number of batches done after each, and at the end the
+    evaluation."""
+    settings = run.settings
+    device = torch.device(settings.device)
+    loss = prepare.LOSSES[settings.loss]
+    forward = functools.partial(predict_step, apply=net.apply, precision=prepare.dtype(settings))
+    classes = len(run.classes)
+    parts = []
+    left_out: list[str] = []
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    batches = load(images, images.val_jobs(), workers=settings.workers or 0, pin_memory=device.type == "cuda")
+    for done, ((inputs, labels, weights), host) in enumerate(on_device(batches, device), start=1):
+        logits = forward(state, inputs)
+        parts.append(measure(logits, labels, loss(logits, labels), weights))
+        cells = labels * classes + logits.argmax(dim=-1)
+        confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
+        left_out.extend(host.left_out.values())
+        yield done
+    total = functools.reduce(operator.add, parts)
+    yield Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(left_out))
+
+
+def predict(
+    run: Run, state: TrainState, net: prepare.Network, paths: Sequence[str], *, top: int
+) -> Iterator[tuple[str, Ranking | DataError]]:
+    """The `top` most probable classes of each image file, with their probabilities, in the order of `paths`; for an
+    image that cannot be read, the error instead."""
+    settings = run.settings
+    assert settings.image_size and settings.eval_batch_size
+    forward = functools.partial(predict_step, apply=net.apply, precision=prepare.dtype(settings))
+    share = prepare.augmentation(settings).centre_share
+    for first in range(0, len(paths), settings.eval_batch_size):
+        group = paths[first : first + settings.eval_batch_size]
+        found = [_centre_or_error(path, settings.image_size, share) for path in group]
+        pixels = [pixels for pixels in found if not isinstance(pixels, DataError)]
+        answers: Iterator[Ranking] = iter(())
+        if pixels:
+            logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
+            values, classes = _probabilities(logits, settings).topk(min(top, len(run.classes)), dim=-1)
+            names = [[run.classes[column] for column in row] for row in classes.tolist()]
+            answers = (list(zip(*row, strict=True)) for row in zip(names, values.tolist(), strict=True))
+        for path, pixel in zip(group, found, strict=True):
+            yield path, pixel if isinstance(pixel, DataError) else next(answers)
+
+
+def _centre_or_error(path: str, size: int, share: float) -> npt.NDArray[np.uint8] | DataError:
+    try:
+        return read_centre(path, size, share=share)
+    except DataError as error:
+        return error
+
+
+def _probabilities(logits: Tensor, settings: Settings) -> Tensor:
+    if settings.loss == "binary-cross-entropy":
+        return torch.sigmoid(logits)
+    if settings.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1
+        return logits.clamp(0.0, 1.0)
+    return torch.softmax(logits, dim=-1)

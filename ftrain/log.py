@@ -1,0 +1,103 @@
+"""The metrics of training steps, gathered on the device and read a few times a second."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ftrain.errors import TrainingError
+from ftrain.metrics import Metrics
+
+READ_INTERVAL = 0.5  # seconds between two reads, for which the host waits until the device has come so far
+
+
+class Log:
+    """Sums the metrics of steps up into lines and epochs."""
+
+    def __init__(self, every: int, per_epoch: int) -> None:
+        self.every, self.per_epoch = every, per_epoch
+        self.line: list[Metrics] = []  # of the line that is being gathered
+        self.waiting: list[tuple[int, Metrics, float]] = []  # lines to read: last step, sums, when
+        self.epoch: list[Metrics] = []  # of the epoch, without those of `line`
+        self.line_began = self.last_read = time.monotonic()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step without reading them."""
+        self.line.append(metrics)
+        if step % self.every == 0 or step % self.per_epoch == 0:
+            total = _total(self.line)
+            self.line = []
+            self.epoch.append(total)
+            self.waiting.append((step, total, time.monotonic()))
+
+    @property
+    def due(self) -> bool:
+        """Whether lines wait for being read, and the last reading was long enough ago."""
+        return bool(self.waiting) and time.monotonic() - self.last_read > READ_INTERVAL
+
+    def read(self) -> tuple[list[dict[str, Any]], TrainingError | None]:
+        """The waiting lines up to the first that is not finite, and the error that this one is."""
+        lines: list[dict[str, Any]] = []
+        failure = None
+        for step, total, when in self.waiting:
+            values = total.compute()
+            if values["nonfinite"]:
+                failure = TrainingError(
+                    f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} before "
+                    f"(learning rate {values['lr']:.3g}); begin a new run with a lower --lr, more --warmup-epochs, or "
+                    "--clip-norm 1"
+                )
+                break
+            rate = values["count"] / max(when - self.line_began, 1e-9)
+            self.line_began = when
+            epoch = -(-step // self.per_epoch)
+            lines.append({"kind": "step", "epoch": epoch, "step": step, **values, "images_per_second": round(rate, 2)})
+        self.waiting, self.last_read = [], time.monotonic()
+        return lines, failure
+
+    def end_epoch(self) -> dict[str, float]:
+        """The metrics of the epoch, all of whose lines were read."""
+        values = _total(self.epoch).compute()
+        self.epoch = []
+        return values
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step out of the rate of the next line."""
+        self.line_began = time.monotonic()
+
+    def save(self) -> dict[str, Any]:
+        """What a checkpoint in the middle of an epoch must keep, as JSON values that give the same bits back."""
+        return {name: _sums(parts) for name, parts in (("line", self.line), ("epoch", self.epoch))}
+
+    def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on from what `save` gave."""
+        self.line, self.epoch = ([_metrics(saved[name], device)] if saved[name] else [] for name in ("line", "epoch"))
+
+
+def _total(parts: list[Metrics]) -> Metrics:
+    return functools.reduce(operator.add, parts)
+
+
+def _sums(parts: list[Metrics]) -> dict[str, Any] | None:
+    if not parts:
+        return None
+    return {
+        name: {key: sum.item() for key, sum in value.items()} if isinstance(value, dict) else value.item()
+        for name, value in vars(_total(parts)).items()
+    }
+
+
+def _metrics(sums: Mapping[str, Any], device: torch.device) -> Metrics:
+    def tensor(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+    values: dict[str, Any] = {
+        name: {key: tensor(sum) for key, sum in value.items()} if isinstance(value, dict) else tensor(value)
+        for name, value in sums.items()
+    }
+    return Metrics(**values)
