@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import sys
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
@@ -23,6 +25,9 @@ EXIT_CODES: dict[type[BaseException], int] = {
     KeyboardInterrupt: 130,
 }
 
+
+# As sysexits.h has them: EX_CANTCREAT and EX_IOERR; and what a shell says of a process that SIGPIPE ended.
+CANNOT_CREATE, CANNOT_WRITE, BROKEN_PIPE = 73, 74, 141
 
 tracebacks_wanted = False  # set by `ftrain --debug`
 
@@ -66,11 +71,19 @@ def reported(command: Command) -> Command:
             if tracebacks_wanted:
                 raise
             error = (isinstance(error, RuntimeError) and worker_error(error)) or error
-            code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+            if isinstance(error, BrokenPipeError):  # as `| head` leaves it; nobody reads on
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(BROKEN_PIPE)
             note(f"ftrain: {_message(error)}")
-            sys.exit(code)
+            sys.exit(_exit_code(error))
 
     return run  # type: ignore[return-value]
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, OSError):
+        return CANNOT_CREATE if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else CANNOT_WRITE
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
 def _message(error: BaseException) -> str:

@@ -151,6 +151,7 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
     loaded = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
     batches = on_device(loaded, device)
     between = Pace(settings.checkpoint_every)
+    noted = {"data": {"train": images.train.fingerprint, "val": images.val.fingerprint}}
     with closing(loaded):  # ends the workers at once, whatever ends the run
         for epoch in range(step // per_epoch + 1, settings.epochs + 1):
             began = time.monotonic()
@@ -166,7 +167,7 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
                 if log.due or is_time:
                     yield from _read(log, run)
                 if is_time:
-                    saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "log": log.save()})
+                    saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "log": log.save(), **noted})
                     _prune(run, saved_to)
                     yield Saved(saved_to)
             yield from _read(log, run)
@@ -187,7 +188,7 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
                 "left_out": left_out.count,
             }
             runs.append_metrics(run, [{**line, "seconds": round(time.monotonic() - began, 3)}])
-            saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val})
+            saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val, **noted})
             best = _prune(run, saved_to)
             yield EpochEnded(epoch, train, val, left_out.count, saved_to, best["epoch"], best["val"]["accuracy"])
 
@@ -314,6 +315,6 @@ def _prune(run: Run, last: Path) -> dict[str, Any]:
     station = run.settings.save_station
     manifests = {path: checkpoint.read_manifest(path) for path in checkpoint.find(run.checkpoints)}
     best = checkpoint.best(list(manifests))
-    ended = {path for path, noted in manifests.items() if station and "val" in noted and noted["epoch"] >= station}
+    ended = {path for path, about in manifests.items() if station and "val" in about and about["epoch"] >= station}
     checkpoint.prune(run.checkpoints, ended | {last} | ({best} if best else set()))
     return manifests[best] if best else {}

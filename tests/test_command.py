@@ -1,6 +1,7 @@
 """The command, end to end, on small folders of images that the tests make."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ftrain
+import ftrain.runs
 
 MODEL = "shufflenet_v2_x0_5"
 QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
@@ -436,3 +438,24 @@ def test_debug_shows_the_traceback(tmp_path):
     result = ftrain_command("--debug", "fit", "--data", tmp_path / "nowhere")
     assert "there is no" in str(result.exception)
     assert ftrain_command("fit", "--data", tmp_path / "nowhere").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EACCES, 73), (errno.EROFS, 73), (errno.ENOSPC, 74), (errno.EIO, 74)]
+)
+def test_folders_that_cannot_be_written_have_exit_codes_of_their_own(data, tmp_path, monkeypatch, number, code):
+    def fail(run):
+        raise OSError(number, os.strerror(number), str(run.folder))
+
+    monkeypatch.setattr(ftrain.runs, "write", fail)
+    refused(code, f"{os.strerror(number)}: {tmp_path / 'run'}", "fit", "--data", data, *QUICK, "--out", tmp_path / "run")
+
+
+def test_nobody_reads_on():
+    code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+    command = [sys.executable, "-c", code, "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 141
+    assert errors.strip() == "loading torchvision ..."
