@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 
 # The formats are imported by name because Pillow would otherwise import all of its fifty to look for one.
 from PIL import (  # noqa: F401
@@ -99,17 +100,35 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
       DataError: if the pixels cannot be decoded.
       ValueError: if the box is empty or does not lie in the image, or if a JPEG is used again.
     """
-    return _channels_first(_part(image, box, size, size))
+    return np.ascontiguousarray(_part(image, box, size, size).transpose(2, 0, 1))
 
 
 def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
     """The whole image, scaled: RGB, contiguous [height, width, 3]. Otherwise as `crop_and_resize`."""
     rows, columns = oriented_size(image)
-    return np.array(_rgb(_part(image, (0, 0, columns, rows), width, height)))
+    return _part(image, (0, 0, columns, rows), width, height)
 
 
-def _part(image: Image.Image, box: tuple[float, float, float, float], across: int, down: int) -> Image.Image:
-    """A part of the image, scaled to `across` x `down` pixels."""
+def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
+    """A part of the image that is going to be scaled to a square of `size` pixels: RGB [height, width, 3], in whole
+    pixels of the scale at which it is decoded, as by `crop_and_resize`."""
+    pixels, (left, top, right, bottom) = _decoded(image, box, size, size)
+    rows, columns = pixels.shape[:2]
+    first, above = min(round(left), columns - 1), min(round(top), rows - 1)
+    return pixels[above : max(above + 1, round(bottom)), first : max(first + 1, round(right))]
+
+
+def _part(image: Image.Image, box: tuple[float, float, float, float], across: int, down: int) -> npt.NDArray[np.uint8]:
+    """A part of the image, scaled: RGB [down, across, 3]."""
+    pixels, part = _decoded(image, box, across, down)
+    return np.array(Image.fromarray(pixels).resize((across, down), Image.Resampling.BILINEAR, box=part))
+
+
+def _decoded(
+    image: Image.Image, box: tuple[float, float, float, float], across: int, down: int
+) -> tuple[npt.NDArray[np.uint8], tuple[float, float, float, float]]:
+    """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has `across` x `down`
+    pixels; and the part in pixels of that: left, top, right and bottom."""
     path = _path(image)
     with _as_data_error(path):
         orientation = _orientation(image)
@@ -118,21 +137,37 @@ def _part(image: Image.Image, box: tuple[float, float, float, float], across: in
     inside = left >= -_SLACK and left + width <= columns + _SLACK and top >= -_SLACK and top + height <= rows + _SLACK
     if not (width > 0 and height > 0 and inside):
         raise ValueError(f"a box (left, top, width, height) inside {columns} x {rows} pixels is needed; got {box}")
-    scale = 1
+    scale, pixels = 1, None
     if isinstance(image, JpegImageFile):
         if image.decoderconfig:
             raise ValueError(f"{shown(path)} was decoded for another box; open it again")
         scale = max(s for s in (1, 2, 4, 8) if s == 1 or (width >= s * across and height >= s * down))
+        pixels = _quickly(image, scale) if orientation == 1 and image.mode == "RGB" else None
         image.draft("RGB", (image.width // scale, image.height // scale))
-    with _as_data_error(path):
-        pixels = _upright(image, orientation)
-        part = (
-            max(left / scale, 0.0),
-            max(top / scale, 0.0),
-            min((left + width) / scale, pixels.width),
-            min((top + height) / scale, pixels.height),
+    if pixels is None:
+        with _as_data_error(path):
+            pixels = np.array(_rgb(_upright(image, orientation)))
+    return pixels, (
+        max(left / scale, 0.0),
+        max(top / scale, 0.0),
+        min((left + width) / scale, pixels.shape[1]),
+        min((top + height) / scale, pixels.shape[0]),
+    )
+
+
+def _quickly(image: JpegImageFile, scale: int) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a JPEG by simplejpeg, which takes two thirds of Pillow's time; None for a file that it refuses, of
+    which Pillow then says whether it can be read."""
+    assert image.fp is not None
+    image.fp.seek(0)
+    rows, columns = -(-image.height // scale), -(-image.width // scale)
+    try:
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            image.fp.read(), "RGB", min_height=rows, min_width=columns
         )
-        return pixels.resize((across, down), Image.Resampling.BILINEAR, box=part)
+    except ValueError:
+        return None
+    return pixels if pixels.shape == (rows, columns, 3) else None
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -10,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ftrain.data.augment import Augmentation, centre_pixels, example_draws
-from ftrain.data.decode import crop_and_resize, open_image, oriented_size
+from ftrain.data.decode import crop, open_image, oriented_size
 from ftrain.data.order import train_indices
 from ftrain.data.source import Source
-from ftrain.data.store import Form, Store
+from ftrain.data.store import Form, Store, scaled
 from ftrain.data.workers import work
 from ftrain.errors import DataError
 
@@ -143,7 +144,7 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
         draws = example_draws(images.seed, epoch, indices, count=images.augmentation.draws)
     else:
         indices = np.arange(job.number * size, min((job.number + 1) * size, len(source)))
-    pixels = torch.zeros((size, 3, images.image_size, images.image_size), dtype=torch.uint8)
+    pixels = _black(size, 3, images.image_size, images.image_size)
     weights = torch.zeros(size)
     left_out: dict[int, str] = {}
     for row, position in enumerate(indices.tolist()):
@@ -168,6 +169,14 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     )
 
 
+def _black(*shape: int) -> Tensor:
+    """Zeros, uint8; of a worker process in memory that it shares, so that handing them over copies nothing."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
+
+
 def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) -> Tensor:
     """A training image as one epoch shows it, uint8 [3, S, S].
 
@@ -182,7 +191,10 @@ def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) 
     else:
         with images.train.open(position) as image:
             view = augmentation.view(*oriented_size(image), draws)
-            pixels = torch.from_numpy(crop_and_resize(image, view.box, size))
+            if augmentation.crop_scale == 1.0:
+                pixels = torch.from_numpy(centre_pixels(image, size, share=1.0))
+            else:
+                pixels = scaled(torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1), size)
     return augmentation.apply(pixels.flip(-1) if view.mirrored else pixels, draws)
 
 

@@ -118,8 +118,15 @@ class Store:
         left, top, width, height = box
         columns = _span(left, width, full_width, pixels.shape[2])
         rows = _span(top, height, full_height, pixels.shape[1])
-        part = pixels[None, :, rows, columns]
-        return F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
+        return scaled(pixels[:, rows, columns], size)
+
+
+def scaled(pixels: Tensor, size: int) -> Tensor:
+    """Pixels uint8 [3, height, width], channels last in memory, as a square of `size` pixels: bilinear and antialiased.
+
+    torch does this in a fraction of Pillow's time, and differs from it by 1 of 255 at most.
+    """
+    return F.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 def _span(start: float, length: float, full: int, kept: int) -> slice:
