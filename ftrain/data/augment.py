@@ -133,20 +133,18 @@ def random_view(
     mirrored = mirror and bool(draws[0] < 0.5)
     if smallest_share == 1.0:
         return View(centre_view(height, width, share=1.0).box, mirrored)
-    place_x, place_y = draws[1], draws[2]
-    areas = height * width * (smallest_share + (1.0 - smallest_share) * draws[3 : 3 + ATTEMPTS])
-    ratios = np.exp(math.log(widest_ratio) * (2.0 * draws[3 + ATTEMPTS : 3 + 2 * ATTEMPTS] - 1.0))
-    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    if fits.any():
-        first = int(fits.argmax())
-        crop_width, crop_height = int(widths[first]), int(heights[first])
-        left, top = int(place_x * (width - crop_width + 1)), int(place_y * (height - crop_height + 1))
-    else:
-        ratio = min(max(width / height, 1.0 / widest_ratio), widest_ratio)
-        crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    return View((left, top, crop_width, crop_height), mirrored)
+    place_x, place_y, *shapes = draws[1 : _VIEW.stop].tolist()
+    spread = math.log(widest_ratio)
+    for area_draw, ratio_draw in zip(shapes[:ATTEMPTS], shapes[ATTEMPTS:], strict=True):
+        area = height * width * (smallest_share + (1.0 - smallest_share) * area_draw)
+        ratio = math.exp(spread * (2.0 * ratio_draw - 1.0))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 1 <= crop_width <= width and 1 <= crop_height <= height:
+            left, top = int(place_x * (width - crop_width + 1)), int(place_y * (height - crop_height + 1))
+            return View((left, top, crop_width, crop_height), mirrored)
+    ratio = min(max(width / height, 1.0 / widest_ratio), widest_ratio)
+    crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+    return View(((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height), mirrored)
 
 
 def centre_view(height: int, width: int, *, share: float = CENTRE_SHARE) -> View:

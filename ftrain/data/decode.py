@@ -217,6 +217,8 @@ def _orientation(image: Image.Image) -> int:
         image.load()
     if isinstance(image, TiffImageFile):
         return 1  # Pillow has turned it
+    if isinstance(image, JpegImageFile) and not {"exif", "xmp"} & image.info.keys():
+        return 1  # as getexif would find, at length
     try:
         orientation = image.getexif().get(ExifTag.Orientation, 1)
     except Exception:
