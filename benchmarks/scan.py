@@ -2,8 +2,8 @@
 
     python benchmarks/scan.py [FILES]
 
-Makes FILES empty files (1,000,000 unless said otherwise) in 1,000 class folders in a temporary folder first, which takes
-longer than all the rest. To reach with 1,000,000: under 10 s and 500 MB.
+Makes FILES empty files (1,000,000 unless said otherwise) in 1,000 class folders of a temporary folder first, which is
+what takes longest. To reach with 1,000,000: under 10 s and 500 MB.
 """
 
 import os

@@ -448,7 +448,8 @@ def test_folders_that_cannot_be_written_have_exit_codes_of_their_own(data, tmp_p
         raise OSError(number, os.strerror(number), str(run.folder))
 
     monkeypatch.setattr(ftrain.runs, "write", fail)
-    refused(code, f"{os.strerror(number)}: {tmp_path / 'run'}", "fit", "--data", data, *QUICK, "--out", tmp_path / "run")
+    out = tmp_path / "run"
+    refused(code, f"{os.strerror(number)}: {out}", "fit", "--data", data, *QUICK, "--out", out)
 
 
 def test_nobody_reads_on():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -18,7 +17,7 @@ from ftrain.data.decode import crop, open_image, oriented_size
 from ftrain.data.order import train_indices
 from ftrain.data.source import Source
 from ftrain.data.store import Form, Store, scaled
-from ftrain.data.workers import work
+from ftrain.data.workers import shared_zeros, work
 from ftrain.errors import DataError
 
 
@@ -144,7 +143,9 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
         draws = example_draws(images.seed, epoch, indices, count=images.augmentation.draws)
     else:
         indices = np.arange(job.number * size, min((job.number + 1) * size, len(source)))
-    pixels = _black(size, 3, images.image_size, images.image_size)
+    shape = (size, 3, images.image_size, images.image_size)
+    # What a worker process hands over is made where it is shared, so that nothing is copied.
+    pixels = torch.zeros(shape, dtype=torch.uint8) if get_worker_info() is None else shared_zeros(*shape)
     weights = torch.zeros(size)
     left_out: dict[int, str] = {}
     for row, position in enumerate(indices.tolist()):
@@ -167,14 +168,6 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
         indices=torch.from_numpy(np.pad(indices, padding)),
         left_out=left_out,
     )
-
-
-def _black(*shape: int) -> Tensor:
-    """Zeros, uint8; of a worker process in memory that it shares, so that handing them over copies nothing."""
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) -> Tensor:

@@ -36,7 +36,7 @@ from ftrain.data.augment import Box, centre_pixels
 from ftrain.data.decode import oriented_size, resize
 from ftrain.data.index import Index
 from ftrain.data.source import Source
-from ftrain.data.workers import work
+from ftrain.data.workers import shared_zeros, work
 from ftrain.errors import DataError, shown
 
 FORMAT = 1
@@ -199,8 +199,7 @@ def build_in_memory(source: Source, planned: Plan, form: Form, *, workers: int) 
             f"--cache ram needs {readable(planned.bytes)} of shared memory, and {readable(free)} are free; use --cache "
             "disk or none"
         )
-    memory = torch.empty(planned.bytes, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-    store = Store(planned, form, None, memory)
+    store = Store(planned, form, None, shared_zeros(planned.bytes))
     yield from _fill(source, store, workers)
 
 
@@ -214,8 +213,7 @@ def build_on_disk(source: Source, planned: Plan, form: Form, folder: Path, *, wo
     filling, claim = _claim(folder)
     try:
         with open(filling / PIXELS, "wb") as file:
-            if planned.bytes:
-                os.posix_fallocate(file.fileno(), 0, planned.bytes)  # a disk that is too small says so here
+            _reserve(file.fileno(), planned.bytes, folder)
             partial = Store(planned, form, filling / PIXELS, None)
             for event in _fill(source, partial, workers):
                 if isinstance(event, Store):
@@ -241,6 +239,15 @@ def build_on_disk(source: Source, planned: Plan, form: Form, folder: Path, *, wo
     found = open_store(folder)
     assert found is not None
     yield found
+
+
+def _reserve(descriptor: int, count: int, folder: Path) -> None:
+    """Takes the room on the disk beforehand, so that a disk that is too small says so here."""
+    try:
+        if count and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, count)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; {readable(count)} are needed", str(folder)) from error
 
 
 def open_store(folder: Path) -> Store | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ftrain.errors import worker_error
@@ -45,6 +47,12 @@ def work(
         raise worker_error(error) or error from None
     finally:
         del results  # ends the workers, which an error's traceback would keep alive
+
+
+def shared_zeros(*shape: int) -> Tensor:
+    """Zeros, uint8, in memory that processes share."""
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 def _as_it_is(result: Any) -> Any:
