@@ -632,7 +632,7 @@ def test_a_download_that_fails_in_the_middle(tmp_path: Path, mirror: dict[str, b
     if damage == "checksum":
         mirror["t10k-labels-idx1-ubyte.gz"] = last[:-1]
     text = message(DataError, by_name, "mnist", tmp_path)
-    assert text.startswith("cannot download mnist: Error downloading t10k-labels-idx1-ubyte.gz: Tried https://")
+    assert text.startswith("cannot download mnist: ")
     assert {"missing": "no such file", "checksum": "File not found or corrupted."}[damage] in text
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     mirror["t10k-labels-idx1-ubyte.gz"] = last
