@@ -1,1 +1,13 @@
-"""The command line of ftrain, installed as the package `ftrain_cli`: parse, check, call, draw."""
+"""The command line of ftrain."""
+
+
+def main() -> None:
+    """Runs the command `ftrain`."""
+    import sys
+
+    try:
+        from .main import app
+
+        app()
+    except KeyboardInterrupt:  # before a command could take it
+        sys.exit(130)

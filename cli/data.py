@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ftrain.errors import DataError, SettingsError, shown
+from ftrain.errors import DataError, SettingsError, readable, shown
 from ftrain.settings import Settings
 
 from .options import given, with_settings
@@ -37,9 +37,9 @@ def check(
     """
     note("loading ...")
     from ftrain import prepare
-    from ftrain.checkpoint import write_file
     from ftrain.data.check import check as look
     from ftrain.data.index import scan
+    from ftrain.durable import write_file
 
     from .pictures import draw_check
 
@@ -112,7 +112,7 @@ def cache(context: typer.Context, folder: Folder, **settings: Any) -> None:
     asked = given(context, None, settings)
     note("loading torch ...")
     from ftrain import prepare
-    from ftrain.data.store import keep, readable, store_folder
+    from ftrain.data.store import keep, store_folder
 
     resolved, images, _ = prepare.resolve(Settings(**{**asked, "data": str(folder), "cache": "disk"}))
     for name, source, form in (("train", images.train, images.train_form), ("val", images.val, images.val_form)):

@@ -11,19 +11,23 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ftrain.data.store import Caching, readable
-from ftrain.errors import shown
-from ftrain.loop import EpochEnded, Evaluating, Event, LeftOut, Logged, Started, StepTaken
+from ftrain.data.store import Caching
+from ftrain.errors import readable, shown
+from ftrain.loop import Damaged, EpochEnded, Evaluating, Event, LeftOut, Logged, Started, StepTaken, Stopped
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
 WORTH_SAYING = 10_000_000  # bytes of decoded images
 
 
-def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
-    """Shows the events of a run, and hands on the end of every epoch."""
+def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded | Stopped]:
+    """Shows the events of a run, and hands on the end of every epoch, and of the run if it is stopped."""
     display = _on_terminal if sys.stdout.isatty() else _in_lines
     last = None
     for event in display(events, folder):
+        if isinstance(event, Stopped):
+            typer.echo(f"stopped after step {event.step}; `ftrain fit --resume {shown(folder)}` goes on from there")
+            yield event
+            return
         last = event
         yield event
     if last is None:
@@ -62,7 +66,7 @@ def _epoch_line(event: EpochEnded, epochs: int, seconds: float) -> str:
     )
 
 
-def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
+def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded | Stopped]:
     epochs = 0
     epoch_began = last_line = time.monotonic()
     for event in events:
@@ -79,6 +83,10 @@ def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                 )
             case LeftOut(cause):
                 typer.echo(f"left out: {cause}")
+            case Damaged(cause):
+                typer.echo(f"warning: {cause}", err=True)
+            case Stopped():
+                yield event
             case Caching(0, total, size, place) if size > WORTH_SAYING:
                 typer.echo(f"keeping {total} decoded images in {place}: {readable(size)}")
             case Caching(done, total) if time.monotonic() - last_line > PLAIN_INTERVAL:
@@ -92,7 +100,7 @@ def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                 pass
 
 
-def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
+def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded | Stopped]:
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -122,6 +130,10 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded]:
                     progress.update(task, numbers=numbers)
                 case LeftOut(cause):
                     progress.console.print(f"left out: {cause}", markup=False, highlight=False)
+                case Damaged(cause):
+                    progress.console.print(f"warning: {cause}", markup=False, highlight=False)
+                case Stopped():
+                    yield event
                 case Caching(done, total, size, place):
                     progress.update(task, description="keeping decoded images", total=total, completed=done)
                     progress.update(task, numbers=f"{readable(size)} in {place}")

@@ -40,8 +40,8 @@ def evaluate(
     from rich.progress import track
 
     from ftrain import inference, prepare, runs
-    from ftrain.checkpoint import write_file
     from ftrain.data.index import scan
+    from ftrain.durable import write_file
     from ftrain.metrics import class_scores
 
     from .pictures import draw_confusion

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 import typer
 
-from ftrain.errors import SettingsError
+from ftrain.errors import SettingsError, shown
 from ftrain.settings import Settings, layered
 
 from .options import given, with_settings
 from .report import note, reported
+from .signals import Stop, watched
 
 if TYPE_CHECKING:
+    from ftrain.data.load import Images
     from ftrain.runs import Run
+
+AUTO = Path("auto")
 
 
 @reported
@@ -29,7 +33,12 @@ def fit(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with the run in this folder, under its settings."),
+        typer.Option(
+            "--resume",
+            metavar="RUN|auto",
+            help="Go on with the run in this folder, under its settings. auto: begin the run in --out (by default "
+            "runs/<model>/auto), go on with it, or say that it is complete, by one and the same command.",
+        ),
     ] = None,
     override: Annotated[
         bool,
@@ -42,36 +51,93 @@ def fit(
 ) -> None:
     """Train a network on folders of images, one folder per class."""
     asked = given(context, config, settings)
-    if resume and (dry_run or "out" in asked):
+    if resume and (dry_run or ("out" in asked and resume != AUTO)):
         raise SettingsError(f"{'--dry-run' if dry_run else '--out'} is for a new run; it does not go with --resume")
     if override and not resume:
         raise SettingsError("--override is for a run that goes on; give it with --resume RUN")
-    note("loading torch ...")
-    from ftrain import loop, prepare, provenance, runs
+    with watched() as stop:
+        note("loading torch ...")
+        if dry_run:
+            _try(asked)
+        else:
+            _train(asked, resume, override, stop)
+
+
+def _try(asked: dict[str, Any]) -> None:
+    from ftrain import loop, prepare, runs
+
+    settings = Settings(**asked)
+    if settings.out:
+        runs.check_free(Path(settings.out))
+    resolved, images, _ = prepare.resolve(settings)
+    metrics = loop.try_once(resolved, images)
+    typer.echo(
+        f"dry run: {resolved.model} takes {images.image_size} px, batch {images.batch_size}, on {resolved.device}; one "
+        f"step gave loss {metrics['loss']:.4f}. All is well; nothing was kept."
+    )
+
+
+def _train(asked: dict[str, Any], resume: Path | None, override: bool, stop: Stop) -> None:
+    from ftrain import loop, runs
 
     from .display import show
 
-    command = ["ftrain", *sys.argv[1:]]
-    if resume:
-        run = runs.open_run(resume)
-        before = attrs.asdict(run.settings, recurse=False)
-        resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
-        run = provenance.resumed_run(run, resolved, images, command, override=override)
-    else:
-        resolved, images, notes = prepare.resolve(Settings(**asked))
-        folder = Path(resolved.out or f"runs/{resolved.model}/{time.strftime('%Y%m%d-%H%M%S')}")
-        run = provenance.new_run(resolved, images, folder, command)
-        if dry_run:
-            metrics = loop.try_once(resolved, images)
-            typer.echo(
-                f"dry run: {resolved.model} takes {images.image_size} px, batch {images.batch_size}, on "
-                f"{resolved.device}; one step gave loss {metrics['loss']:.4f}. All is well; nothing was kept."
-            )
-            return
+    folder = _folder(asked, resume)
+    with runs.hold(folder):
+        if resume and (resume != AUTO or runs.is_begun(folder)):
+            run, images = _resumed(folder, asked, auto=resume == AUTO, override=override)
+        else:
+            run, images = _new(folder, asked)
+        stop.waits = True
+        for event in show(loop.fit(run, images, stop=stop), folder):
+            if isinstance(event, loop.Stopped):
+                assert stop.signal
+                sys.exit(128 + stop.signal)
+            _draw(run)
+
+
+def _folder(asked: dict[str, Any], resume: Path | None) -> Path:
+    from ftrain import models, prepare, runs
+
+    if resume and resume != AUTO:
+        if not runs.is_begun(resume):
+            raise SettingsError(f"--resume takes the folder of a run, or auto; {shown(resume)} is none")
+        return resume
+    settings = Settings(**asked)
+    name = "auto" if resume else time.strftime("%Y%m%d-%H%M%S")
+    return Path(settings.out or f"runs/{prepare.usage(models.canonical, settings.model)}/{name}")
+
+
+def _new(folder: Path, asked: dict[str, Any]) -> tuple[Run, Images]:
+    from ftrain import prepare, provenance, runs
+
+    runs.check_free(folder)
+    resolved, images, notes = prepare.resolve(Settings(**asked))
+    _say(notes)
+    return provenance.new_run(resolved, images, folder, _command(), asked=asked), images
+
+
+def _resumed(folder: Path, asked: dict[str, Any], *, auto: bool, override: bool) -> tuple[Run, Images]:
+    from ftrain import prepare, provenance, runs
+
+    run = runs.open_run(folder)
+    if run.damage:
+        note(f"warning: {run.damage}")
+    before = attrs.asdict(run.settings, recurse=False)
+    resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
+    _say(notes)
+    return provenance.resumed_run(
+        run, resolved, images, _command(), asked=asked, asked_in_full=auto, override=override
+    ), images
+
+
+def _say(notes: list[str]) -> None:
     for text in notes:
         note(text)
-    for _ in show(loop.fit(run, images), run.folder):
-        _draw(run)
+
+
+def _command() -> list[str]:
+    return ["ftrain", *sys.argv[1:]]
 
 
 def _draw(run: Run) -> None:

@@ -36,7 +36,7 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         f"device       {config['device']}, {settings.precision}; "
         + ", ".join(f"{k} {v}" for k, v in config["versions"].items())
     )
-    epochs = [line for line in runs.read_metrics(opened) if line["kind"] == "epoch"]
+    epochs = [line for line in runs.read_metrics(opened)[0] if line["kind"] == "epoch"]
     if not epochs:
         typer.echo("progress     no epoch is complete yet")
         return

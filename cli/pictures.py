@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ftrain import runs
-from ftrain.checkpoint import write_file
 from ftrain.data.check import Report
 from ftrain.data.load import Images, centre_pixels_of, train_pixels_of
 from ftrain.data.order import epoch_order
+from ftrain.durable import write_file
 from ftrain.errors import shown
 from ftrain.runs import Run
 
@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 
 def draw_curves(run: Run) -> None:
     """Writes curves.png: loss, accuracy and learning rate of the run so far."""
-    lines = runs.read_metrics(run)
+    lines, _ = runs.read_metrics(run)
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")

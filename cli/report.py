@@ -11,7 +11,16 @@ from typing import Any, TypeVar
 
 import typer
 
-from ftrain.errors import CheckpointError, DataError, SettingsError, TrainingError, WorkerError, worker_error
+from ftrain.errors import (
+    BusyError,
+    CheckpointError,
+    DataError,
+    Interrupted,
+    SettingsError,
+    TrainingError,
+    WorkerError,
+    worker_error,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -22,6 +31,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     CheckpointError: 65,
     TrainingError: 1,
     WorkerError: 1,
+    BusyError: 75,
     KeyboardInterrupt: 130,
 }
 
@@ -81,6 +91,8 @@ def reported(command: Command) -> Command:
 
 
 def _exit_code(error: BaseException) -> int:
+    if isinstance(error, Interrupted):
+        return 128 + error.signal
     if isinstance(error, OSError):
         return CANNOT_CREATE if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else CANNOT_WRITE
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

@@ -2,66 +2,167 @@
 
 `checkpoints/step_00001234/` holds state.safetensors (every tensor of the state under its path, such as
 `params/conv1.weight`) and manifest.json (the format's version, size and SHA-256 of the tensors' file, and what the
-writer adds: epoch, metrics). A folder of that name is complete: it gets the name only when all in it is on the disk.
+writer adds: epoch, metrics, configuration, classes). A folder of that name is complete: it gets the name only when all
+in it is on the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import attrs
 import safetensors
-import safetensors.torch
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ftrain.errors import CheckpointError
+from ftrain import durable, sealed
+from ftrain.errors import CheckpointError, shown
 from ftrain.state import TrainState
 
 FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
+READ_AT_ONCE = 2**22  # bytes
+
+# As the format has them: https://github.com/huggingface/safetensors#format
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
-def save(folder: Path, state: TrainState, manifest: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint, and returns its folder; if it is there already, nothing is done.
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are not as they were written."""
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """A state copied to the host, which later steps do not change.
+
+    Attributes:
+      tensors: by their paths in the state, contiguous, on the CPU.
+      copied: when the copies will have been made; None if they are.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, state: TrainState, step: int) -> Snapshot:
+        """A snapshot of a state that has taken `step` steps. From a GPU it is copied in the order of the device's work,
+        for which nobody waits here."""
+        cuda = state.step.device.type == "cuda"
+        tensors = {}
+        for path, tensor in named(state).items():
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
+            tensors[path] = host.copy_(tensor, non_blocking=cuda)
+        return cls(step, tensors, torch.cuda.current_stream(state.step.device).record_event() if cuda else None)
+
+
+@attrs.frozen(eq=False)
+class Loaded:
+    """What was read: the state, what its manifest says, and the newer checkpoints that could not be read, with why."""
+
+    state: TrainState
+    manifest: dict[str, Any]
+    folder: Path
+    damaged: dict[Path, str]
+
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. An error of one is raised at the next call, or at the end."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return  # at once means at once; what was committed is whole
+        if self._thread:
+            self._thread.join()
+        if kind is None or kind is GeneratorExit:
+            self.check()
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Has `work` done in the background, when what is being done is done."""
+        if self._thread:
+            self._thread.join()
+        self.check()
+        # A daemon, so that a process that is to end at once does not wait for it.
+        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong, if anything did so far."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _do(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+
+
+def save(folder: Path, state: TrainState | Snapshot, manifest: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint, and returns its folder. If there is one of the same state, only its notes are replaced.
 
     Args:
       folder: holds the checkpoints; made if need be.
       state: on any device.
       manifest: what to note beside it, as JSON values.
+
+    Raises:
+      OSError: with the path, and the bytes that were needed if there was no room. Nothing is left of it then.
     """
-    step = int(state.step)
-    target = folder / f"step_{step:08d}"
+    snapshot = Snapshot.of(state, int(state.step)) if isinstance(state, TrainState) else state
+    if snapshot.copied is not None:
+        snapshot.copied.synchronize()
+    target = folder_of(folder, snapshot.step)
+    parts = _as_safetensors(snapshot.tensors)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    file = {"bytes": sum(len(part) for part in parts), "sha256": digest.hexdigest()}
+    notes = sealed.dump({"format": FORMAT, "step": snapshot.step, "files": {TENSORS: file}, **manifest})
     if target.is_dir():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        # Cloned, because tensors that share memory are refused.
-        tensors = {path: tensor.cpu().contiguous().clone() for path, tensor in _named(state).items()}
-        data = safetensors.torch.save(tensors)
-        _write(temporary / TENSORS, data)
-        document = {
-            "format": FORMAT,
-            "step": step,
-            "files": {TENSORS: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
-            **manifest,
-        }
-        _write(temporary / MANIFEST, json.dumps(document, indent=1).encode())
-        _sync_folder(temporary)
-        temporary.rename(target)
-        _sync_folder(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        try:
+            same = read_manifest(target)["files"] == {TENSORS: file}
+        except CheckpointError:
+            same = False
+        if same:
+            durable.write_file(target / MANIFEST, notes)
+            return target
+        set_aside(target)
+    with durable.new_folder(target) as partial:
+        durable.write(partial / TENSORS, parts)
+        durable.write(partial / MANIFEST, [notes])
     return target
 
 
@@ -70,43 +171,88 @@ def load(folder: Path, template: TrainState) -> TrainState:
 
     Args:
       template: a state of the same network and optimizer, such as `init_state` gives: the names, shapes, dtypes and
-        devices to expect.
+        devices to expect. They are compared before anything is allocated.
 
     Raises:
-      CheckpointError: for a file that is missing, damaged, or holds other tensors.
+      CheckpointError: for a file that is missing, damaged (`DamagedError`), or holds other tensors.
     """
-    manifest = read_manifest(folder)
+    noted = read_manifest(folder)["files"][TENSORS]
     path = folder / TENSORS
     try:
-        data = path.read_bytes()
-        noted = manifest["files"][TENSORS]
-        if len(data) != noted["bytes"] or hashlib.sha256(data).hexdigest() != noted["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its bytes are not those that {MANIFEST} notes")
-        found = safetensors.torch.load(data)
-    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    expected = _named(template)
-    if problems := _differences(expected, found):
-        raise CheckpointError(f"{path} is of another network or optimizer: {'; '.join(problems[:3])}")
-    leaves = [found[name].to(tensor.device) for name, tensor in expected.items()]
+        # The library opens the file that was just checked, whatever has its name by then; names need not be UTF-8 so.
+        with open(path, "rb") as raw:
+            _check_content(raw, path, noted)
+            file = safetensors.safe_open(f"/dev/fd/{raw.fileno()}", framework="pt")
+        with file:
+            expected = named(template)
+            if problems := _differences(expected, file):
+                raise CheckpointError(f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}")
+            # Copied, because what the file gives is mapped, and gone when the file is.
+            leaves = [file.get_tensor(name).clone().to(tensor.device) for name, tensor in expected.items()]
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}") from error
     state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
     return state
+
+
+def load_newest(folder: Path, template: TrainState) -> Loaded | None:
+    """The newest checkpoint that is not damaged, or None if there is none at all.
+
+    Raises:
+      CheckpointError: if all are damaged, or the newest that is not is of another network.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(found := find(folder)):
+        try:
+            return Loaded(load(path, template), read_manifest(path), path, damaged)
+        except DamagedError as error:
+            damaged[path] = str(error)
+    if not found:
+        return None
+    raise CheckpointError(
+        f"none of the {len(found)} checkpoints in {shown(folder)} can be read: {'; '.join(damaged.values())}. Put back "
+        "a copy of one, or begin a new run"
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a checkpoint that cannot be gone on from, so that its step can be saved again; returns the new name."""
+    number = 1
+    while (target := path.with_name(f"set_aside_{path.name}{f'.{number}' if number > 1 else ''}")).exists():
+        number += 1
+    durable.rename(path, target)
+    return target
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What a checkpoint's manifest says.
 
     Raises:
-      CheckpointError: if there is none that can be read.
+      DamagedError: if there is none that can be read.
+      CheckpointError: if it is of another version of the format.
     """
+    path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
-        version = manifest["format"]
+        manifest = sealed.read(path)
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{shown(folder)} has format {manifest['format']!r}; this ftrain reads format {FORMAT}"
+            )
+        noted = manifest["files"]
+        if set(noted) != {TENSORS}:
+            raise ValueError(f"it names other files than {TENSORS}")
+        if not (isinstance(noted[TENSORS]["bytes"], int) and noted[TENSORS]["bytes"] >= 0):
+            raise ValueError(f"it says no size of {TENSORS}")
+        if manifest["step"] != int(folder.name.removeprefix("step_")):
+            raise ValueError(f"it is of step {manifest['step']!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{folder} has format {version}; this ftrain reads format {FORMAT}")
+        raise DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}") from error
     return manifest
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step_{step:08d}"
 
 
 def find(folder: Path) -> list[Path]:
@@ -115,38 +261,31 @@ def find(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def best(found: Sequence[Path]) -> Path | None:
-    """The checkpoint with the highest validation accuracy, the earliest of several; those from within an epoch have
-    none."""
-    manifests = {path: read_manifest(path) for path in found}
-    judged = [path for path in found if "val" in manifests[path]]
-    return max(judged, key=lambda path: float(manifests[path]["val"]["accuracy"]), default=None)
+def manifests(found: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """What the manifests of checkpoints say; those that cannot be read are left out."""
+    read = {}
+    for path in found:
+        with suppress(CheckpointError):
+            read[path] = read_manifest(path)
+    return read
+
+
+def best(about: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """The checkpoint with the highest validation accuracy, by their manifests; the first of several. Those from within
+    an epoch have none."""
+    judged = [path for path, manifest in about.items() if "val" in manifest]
+    return max(judged, key=lambda path: float(about[path]["val"]["accuracy"]), default=None)
 
 
 def prune(folder: Path, keep: set[Path]) -> None:
     """Removes the checkpoints that are not in `keep`."""
     for path in find(folder):
         if path not in keep:
-            # Renamed first, so that a folder with a checkpoint's name is never half of one.
-            doomed = path.with_name(f".{path.name}.removed")
-            if doomed.exists():  # left by a process that was stopped here
-                shutil.rmtree(doomed)
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            durable.remove_folder(path)
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also after power is lost."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(temporary, data)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _named(state: TrainState) -> dict[str, Tensor]:
+def named(state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a state by their paths in it, such as `params/conv1.weight`."""
     leaves, _ = pytree.tree_flatten_with_path(state)
     return {"/".join(_name(entry) for entry in path): leaf for path, leaf in leaves}
 
@@ -157,26 +296,49 @@ def _name(entry: Any) -> str:
     return str(entry.key if isinstance(entry, pytree.MappingKey) else entry.idx)
 
 
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    def kind(tensors: Mapping[str, Tensor], name: str) -> str:
-        tensor = tensors.get(name)
-        return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+def _as_safetensors(tensors: Mapping[str, Tensor]) -> list[durable.Part]:
+    """The parts of a file in the safetensors format, without a copy of the tensors.
 
-    names = sorted(expected.keys() | found.keys())
-    pairs = [(name, kind(expected, name), kind(found, name)) for name in names]
-    return [f"{name}: expected {wanted}, found {got}" for name, wanted, got in pairs if wanted != got]
+    The library writes a whole file into memory, or to the disk without flushing it.
+    """
+    # The widest first, so that each begins at a multiple of its width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header = {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in names]
+    return [len(text).to_bytes(8, "little"), text, *data]
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _check_content(file: BinaryIO, path: Path, noted: Mapping[str, Any]) -> None:
+    digest = hashlib.sha256()
+    left = noted["bytes"] + 1  # no further, however large the file is
+    while part := file.read(min(left, READ_AT_ONCE)):
+        digest.update(part)
+        left -= len(part)
+    if left != 1 or digest.hexdigest() != noted.get("sha256"):
+        raise DamagedError(f"{shown(path)} is damaged: its bytes are not those that {MANIFEST} notes")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _differences(expected: Mapping[str, Tensor], file: Any) -> list[str]:
+    found = set(file.keys())
+    names_of_dtypes = {theirs: str(ours).removeprefix("torch.") for ours, theirs in _DTYPES.items()}
+
+    def kind(name: str) -> str:
+        if name not in found:
+            return "nothing"
+        part = file.get_slice(name)
+        return f"{names_of_dtypes.get(part.get_dtype(), part.get_dtype())} {part.get_shape()}"
+
+    def wanted(name: str) -> str:
+        tensor = expected.get(name)
+        return "nothing" if tensor is None else f"{names_of_dtypes[_DTYPES[tensor.dtype]]} {list(tensor.shape)}"
+
+    names = sorted(expected.keys() | found)
+    pairs = [(name, wanted(name), kind(name)) for name in names]
+    return [f"{shown(name)}: expected {wanted}, found {got}" for name, wanted, got in pairs if wanted != got]

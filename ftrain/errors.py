@@ -23,11 +23,23 @@ class TrainingError(Exception):
     """Training cannot go on."""
 
 
+class BusyError(Exception):
+    """A run's folder that another process holds."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end at once."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+
 class WorkerError(Exception):
     """A process that reads images was ended from outside."""
 
 
-def worker_error(error: RuntimeError) -> WorkerError | None:
+def worker_error(error: Exception) -> WorkerError | None:
     """What an error of torch's DataLoader means, if it is about a worker that died. It is raised wherever the main
     process happens to be."""
     if "DataLoader worker" not in str(error) or "Caught" in str(error):
@@ -39,12 +51,33 @@ def worker_error(error: RuntimeError) -> WorkerError | None:
     )
 
 
+def memory_error(error: Exception, *, batch_size: int) -> TrainingError | None:
+    """What an error means, if it is about memory that ran out: torch's for a device, torch's for the host, Python's."""
+    said = re.search(r"out of memory|can't allocate memory|not enough memory", str(error))
+    if not said and not isinstance(error, MemoryError):
+        return None
+    smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size or --model"
+    return TrainingError(
+        f"memory ran out at batch size {batch_size}; the last checkpoint stands. Begin a new run with {smaller}, or go "
+        f"on with --resume RUN {smaller} --override, whose result is another. What was said: "
+        f"{shown((str(error).strip() or type(error).__name__).splitlines()[0])}"
+    )
+
+
 def shown(name: str | bytes | os.PathLike[str]) -> str:
     r"""`name` fit for a terminal: whatever is not printable becomes an escape such as \n, \x1b or \u200b.
 
     A byte that is no UTF-8 (which a file name may have) becomes \xff, say.
     """
     return "".join(char if char.isprintable() else _escaped(char) for char in os.fsdecode(name))
+
+
+def readable(count: int) -> str:
+    """A number of bytes as a person would say it."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _escaped(char: str) -> str:

@@ -42,12 +42,15 @@ def restore(run: Run, *, best: bool = True) -> tuple[TrainState, prepare.Network
       CheckpointError: if there is none, or it cannot be read.
     """
     found = checkpoint.find(run.checkpoints)
-    chosen = checkpoint.best(found) if best else (found[-1] if found else None)
-    if chosen is None:
-        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
+    chosen = checkpoint.best(checkpoint.manifests(found)) if best else None
     net = prepare.network(run.settings, len(run.classes))
     template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
-    return checkpoint.load(chosen, template), net, chosen
+    if chosen:
+        return checkpoint.load(chosen, template), net, chosen
+    newest = checkpoint.load_newest(run.checkpoints, template)
+    if newest is None:
+        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
+    return newest.state, net, newest.folder
 
 
 def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) -> Iterator[int | Evaluation]:

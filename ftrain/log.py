@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ftrain.errors import TrainingError
 from ftrain.metrics import Metrics
 
 READ_INTERVAL = 0.5  # seconds between two reads, for which the host waits until the device has come so far
@@ -22,6 +21,7 @@ class Log:
     def __init__(self, every: int, per_epoch: int) -> None:
         self.every, self.per_epoch = every, per_epoch
         self.line: list[Metrics] = []  # of the line that is being gathered
+        self.unchecked: list[tuple[int, Metrics]] = []  # steps of which it is not known whether they were finite
         self.waiting: list[tuple[int, Metrics, float]] = []  # lines to read: last step, sums, when
         self.epoch: list[Metrics] = []  # of the epoch, without those of `line`
         self.line_began = self.last_read = time.monotonic()
@@ -29,6 +29,7 @@ class Log:
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step without reading them."""
         self.line.append(metrics)
+        self.unchecked.append((step, metrics))
         if step % self.every == 0 or step % self.per_epoch == 0:
             total = _total(self.line)
             self.line = []
@@ -37,28 +38,31 @@ class Log:
 
     @property
     def due(self) -> bool:
-        """Whether lines wait for being read, and the last reading was long enough ago."""
-        return bool(self.waiting) and time.monotonic() - self.last_read > READ_INTERVAL
+        """Whether the last reading was long enough ago."""
+        return time.monotonic() - self.last_read > READ_INTERVAL
 
-    def read(self) -> tuple[list[dict[str, Any]], TrainingError | None]:
-        """The waiting lines up to the first that is not finite, and the error that this one is."""
+    def read(self) -> tuple[list[dict[str, Any]], int | None]:
+        """The waiting lines, and the first step since the last reading whose loss or gradient was not finite; from
+        there on there are no lines."""
+        bad = self._first_nonfinite()
         lines: list[dict[str, Any]] = []
-        failure = None
         for step, total, when in self.waiting:
-            values = total.compute()
-            if values["nonfinite"]:
-                failure = TrainingError(
-                    f"the loss or its gradient is no longer finite at step {step} or up to {self.every - 1} before "
-                    f"(learning rate {values['lr']:.3g}); begin a new run with a lower --lr, more --warmup-epochs, or "
-                    "--clip-norm 1"
-                )
+            if bad is not None and step >= bad:
                 break
+            values = total.compute()
             rate = values["count"] / max(when - self.line_began, 1e-9)
             self.line_began = when
             epoch = -(-step // self.per_epoch)
             lines.append({"kind": "step", "epoch": epoch, "step": step, **values, "images_per_second": round(rate, 2)})
         self.waiting, self.last_read = [], time.monotonic()
-        return lines, failure
+        return lines, bad
+
+    def _first_nonfinite(self) -> int | None:
+        unchecked, self.unchecked = self.unchecked, []
+        if not unchecked:
+            return None
+        flags = torch.stack([metrics.nonfinite for _, metrics in unchecked]).tolist()
+        return next((step for (step, _), flag in zip(unchecked, flags, strict=True) if flag), None)
 
     def end_epoch(self) -> dict[str, float]:
         """The metrics of the epoch, all of whose lines were read."""

@@ -8,22 +8,28 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
 import torch
 
 from ftrain import checkpoint, prepare, runs
+from ftrain.checkpoint import Saver, Snapshot
 from ftrain.compile import compile_step
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
+from ftrain.data.order import train_indices
 from ftrain.data.store import Caching, keep
-from ftrain.errors import DataError, worker_error
+from ftrain.errors import DataError, TrainingError, memory_error, shown, worker_error
 from ftrain.log import Log
 from ftrain.metrics import Metrics
 from ftrain.models import WeightsReport
+from ftrain.optim import Optimizer
 from ftrain.runs import Run
 from ftrain.settings import Settings
 from ftrain.steps import eval_step, train_step
+
+E = TypeVar("E")
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -64,10 +70,24 @@ class LeftOut:
 
 
 @attrs.frozen
-class Saved:
-    """The state is kept in the middle of an epoch."""
+class Damaged:
+    """Something in the run's folder could not be read, and the run goes on without it."""
+
+    cause: str
+
+
+@attrs.frozen
+class Saving:
+    """The state was copied, and is being written in the background."""
 
     checkpoint: Path
+
+
+@attrs.frozen
+class Stopped:
+    """The run ends before its end, as it was asked to; the last checkpoint has all that was done."""
+
+    step: int
 
 
 @attrs.frozen
@@ -79,7 +99,7 @@ class Evaluating:
 
 @attrs.frozen
 class EpochEnded:
-    """An epoch is over; its line is written and its checkpoint kept."""
+    """An epoch is over; its line is written, and its checkpoint is being written."""
 
     epoch: int
     train: dict[str, float]
@@ -90,28 +110,34 @@ class EpochEnded:
     best_accuracy: float
 
 
-Event = Caching | Started | StepTaken | Logged | LeftOut | Saved | Evaluating | EpochEnded
+Event = Caching | Started | StepTaken | Logged | LeftOut | Damaged | Saving | Evaluating | EpochEnded | Stopped
 
 
-def fit(run: Run, images: Images) -> Iterator[Event]:
+def fit(run: Run, images: Images, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """Trains a run from where it stands to its end.
 
     Every epoch ends with a pass over the validation data, a line in metrics.jsonl and a checkpoint. The last
-    checkpoint, the best by validation accuracy, and those from `save_station` on are kept.
+    checkpoints, the best by validation accuracy, and those from `save_station` on are kept.
+
+    Args:
+      run: whose folder the caller holds (`runs.hold`).
+      stop: asked between steps; when it says yes, the state is saved and the run ends there.
 
     Raises:
-      TrainingError: when the loss is no longer finite.
+      TrainingError: when the loss is no longer finite, or memory is too small.
       DataError: for an image that cannot be read, or too many of them.
-      CheckpointError: if the checkpoint to go on from cannot be read.
+      CheckpointError: if there are checkpoints and none of them can be read.
       WorkerError: if a process that reads images is ended from outside.
+      OSError: if the run's folder cannot be written; the checkpoints before are whole.
     """
     try:
-        yield from _fit(run, images)
-    except RuntimeError as error:
-        raise worker_error(error) or error from None
+        with Saver() as saver:
+            yield from _fit(run, images, saver, stop)
+    except (RuntimeError, MemoryError) as error:
+        raise memory_error(error, batch_size=images.batch_size) or worker_error(error) or error from None
 
 
-def _fit(run: Run, images: Images) -> Iterator[Event]:
+def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> Iterator[Event]:
     settings = run.settings
     per_epoch = images.steps_per_epoch
     device = torch.device(settings.device)
@@ -121,20 +147,31 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
     rule = prepare.optimizer(settings, per_epoch)
     state = prepare.first_state(settings, net, rule)
     log = Log(settings.log_every, per_epoch)
-    if found:
-        state = checkpoint.load(found[-1], state)
-        if saved := checkpoint.read_manifest(found[-1]).get("log"):
-            log.restore(saved, device)
+    left_out = LeftOutImages(images, settings.bad_image_cap)
+    evaluated = True
+    if loaded := checkpoint.load_newest(run.checkpoints, state):
+        state = loaded.state
+        evaluated = "val" in loaded.manifest or loaded.manifest["step"] % per_epoch != 0
+        left_out.restore(loaded.manifest["left_out"])
+        if sums := loaded.manifest["log"]:
+            log.restore(sums, device)
+        for path, cause in loaded.damaged.items():
+            yield Damaged(f"{cause}; it is kept as {checkpoint.set_aside(path).name}")
     step = int(state.step)
     total = settings.epochs * per_epoch
-    left_out = LeftOutImages(images, settings.bad_image_cap)
     if step < total:
-        images = yield from _with_caches(images, settings)
+        cached = yield from _unless(stop, _with_caches(images, settings))
+        if cached is None:
+            yield Stopped(step)
+            return
+        images = cached
         yield from left_out.found_while_caching(images)
     runs.write(run)
     if net.report:
         runs.write_weights_report(run, net.report)
-    runs.forget_metrics_after(run, step)
+    if unreadable := runs.rewind_metrics(run, step, evaluated=evaluated):
+        yield Damaged(f"{unreadable} lines of metrics.jsonl cannot be read; they are kept in metrics.jsonl.damaged")
+    best = runs.best_epoch(run)
     yield Started(
         settings=settings,
         classes=len(run.classes),
@@ -146,17 +183,43 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
         total_steps=total,
         weights=net.report,
     )
+    begun = step // per_epoch - (0 if evaluated else 1)  # epochs that are over, with their evaluation
     take, judge = _steps(settings, net, rule, len(run.classes))
-    jobs = _jobs(images, step, settings.epochs)
-    loaded = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
-    batches = on_device(loaded, device)
+    jobs = _jobs(images, begun, settings.epochs, skip=step - begun * per_epoch)
+    loading = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
+    batches = on_device(loading, device)
     between = Pace(settings.checkpoint_every)
-    noted = {"data": {"train": images.train.fingerprint, "val": images.val.fingerprint}}
-    with closing(loaded):  # ends the workers at once, whatever ends the run
-        for epoch in range(step // per_epoch + 1, settings.epochs + 1):
+    saved_step = step
+
+    def save(**notes: Any) -> Path:
+        nonlocal saved_step
+        snapshot, saved_step = Snapshot.of(state, step), step
+        facts = {"left_out": left_out.save(), "log": None, **notes, "classes": run.classes, "config": run.config}
+        saver.start(functools.partial(_save, run, snapshot, facts))
+        return checkpoint.folder_of(run.checkpoints, step)
+
+    def read() -> Iterator[Logged]:
+        lines, bad = log.read()
+        runs.append_metrics(run, lines)
+        yield from (Logged(line) for line in lines)
+        if bad is not None:
+            raise _nonfinite(bad, images, rule)
+
+    def stopped() -> Iterator[Event]:
+        yield from read()
+        if step > saved_step:
+            yield Saving(save(epoch=-(-step // per_epoch), log=log.save()))
+        yield Stopped(step)
+
+    with closing(loading):  # ends the workers at once, whatever ends the run
+        for epoch in range(begun + 1, settings.epochs + 1):
             began = time.monotonic()
             log.restart_clock()
             while step < epoch * per_epoch:
+                if stop():
+                    yield from stopped()
+                    return
+                saver.check()
                 batch, host = next(batches)
                 yield from left_out.of(host, "train")
                 state, metrics = take(state, batch)
@@ -165,20 +228,21 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
                 log.add(step, metrics)
                 is_time = between.is_time(step) and step < epoch * per_epoch
                 if log.due or is_time:
-                    yield from _read(log, run)
+                    yield from read()
                 if is_time:
-                    saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "log": log.save(), **noted})
-                    _prune(run, saved_to)
-                    yield Saved(saved_to)
-            yield from _read(log, run)
-            train = log.end_epoch()
+                    yield Saving(save(epoch=epoch, log=log.save()))
+            yield from read()
             yield Evaluating(epoch)
             parts: list[Metrics] = []
             for _ in range(images.eval_batches):
+                if stop():
+                    yield from stopped()
+                    return
                 batch, host = next(batches)
                 yield from left_out.of(host, "val")
                 parts.append(judge(state, batch))
             val = functools.reduce(operator.add, parts).compute()
+            train = log.end_epoch()
             line = {
                 "kind": "epoch",
                 "epoch": epoch,
@@ -188,9 +252,9 @@ def _fit(run: Run, images: Images) -> Iterator[Event]:
                 "left_out": left_out.count,
             }
             runs.append_metrics(run, [{**line, "seconds": round(time.monotonic() - began, 3)}])
-            saved_to = checkpoint.save(run.checkpoints, state, {"epoch": epoch, "val": val, **noted})
-            best = _prune(run, saved_to)
-            yield EpochEnded(epoch, train, val, left_out.count, saved_to, best["epoch"], best["val"]["accuracy"])
+            best = max(best or (epoch, val["accuracy"]), (epoch, val["accuracy"]), key=lambda pair: pair[1])
+            kept = save(epoch=epoch, val=val)
+            yield EpochEnded(epoch, train, val, left_out.count, kept, *best)
 
 
 def try_once(settings: Settings, images: Images) -> dict[str, float]:
@@ -226,6 +290,15 @@ class LeftOutImages:
           DataError: when they are too many.
         """
         yield from self.add(split, batch.left_out)
+
+    def save(self) -> dict[str, dict[int, str]]:
+        """What a checkpoint must keep."""
+        return {split: dict(causes) for split, causes in self.causes.items()}
+
+    def restore(self, causes: dict[str, dict[str, str]]) -> None:
+        """Goes on from what `save` gave, back from JSON."""
+        for split, known in causes.items():
+            self.causes[split] = {int(position): cause for position, cause in known.items()}
 
     def found_while_caching(self, images: Images) -> Iterator[LeftOut]:
         for split, store in (("train", images.train_store), ("val", images.val_store)):
@@ -265,15 +338,14 @@ class Pace:
         return True
 
 
-def _jobs(images: Images, step: int, epochs: int) -> Iterator[Job]:
-    """The batches from a step to the end of a run, one after the other."""
-    begun, skip = divmod(step, images.steps_per_epoch)
+def _jobs(images: Images, begun: int, epochs: int, *, skip: int) -> Iterator[Job]:
+    """The batches of a run after its first `begun` epochs and `skip` steps, one after the other."""
     for epoch in range(begun, epochs):
         yield from images.train_jobs(epoch, skip=skip if epoch == begun else 0)
         yield from images.val_jobs()
 
 
-def _with_caches(images: Images, settings: Settings) -> Generator[Event, None, Images]:
+def _with_caches(images: Images, settings: Settings) -> Generator[Caching, None, Images]:
     if settings.cache == "none":
         return images
     kind: Literal["ram", "disk"] = "disk" if settings.cache == "disk" else "ram"
@@ -283,12 +355,39 @@ def _with_caches(images: Images, settings: Settings) -> Generator[Event, None, I
     return attrs.evolve(images, train_store=train, val_store=val)
 
 
-def _read(log: Log, run: Run) -> Iterator[Logged]:
-    lines, failure = log.read()
-    runs.append_metrics(run, lines)
-    yield from (Logged(line) for line in lines)
-    if failure:
-        raise failure
+def _unless(stop: Callable[[], bool], events: Generator[E, None, T]) -> Generator[E, None, T | None]:
+    """The events and their result, or None if they were ended because `stop` said so."""
+    while not stop():
+        try:
+            event = next(events)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield event
+    events.close()
+    return None
+
+
+def _nonfinite(step: int, images: Images, rule: Optimizer) -> TrainingError:
+    rate = float(rule.learning_rate(torch.tensor(step - 1))) if rule.learning_rate else float("nan")
+    rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
+    return TrainingError(
+        f"the loss or its gradient is no longer finite at step {step} (learning rate {rate:.3g}); its update was not "
+        "made, and the last checkpoint stands. `ftrain replay` looks into the step; or begin a new run with a lower "
+        f"--lr, more --warmup-epochs, or --clip-norm 1. The images of its batch: "
+        f"{', '.join(shown(images.train.name(row)) for row in rows.tolist())}"
+    )
+
+
+def _save(run: Run, snapshot: Snapshot, notes: dict[str, Any]) -> None:
+    """Saves a checkpoint, and then removes those that need not be kept."""
+    checkpoint.save(run.checkpoints, snapshot, notes)
+    found = checkpoint.find(run.checkpoints)
+    about = checkpoint.manifests(found)
+    best = checkpoint.best(about)
+    station = run.settings.save_station
+    ended = {path for path, notes in about.items() if station and "val" in notes and notes["epoch"] >= station}
+    checkpoint.prune(run.checkpoints, ended | set(found[-run.settings.keep_last :]) | ({best} if best else set()))
 
 
 def _steps(
@@ -303,18 +402,9 @@ def _steps(
         loss=prepare.training_loss(settings),
         mix=prepare.mixing(settings, classes),
         precision=dtype,
+        skip_nonfinite=True,
     )
     judge = functools.partial(eval_step, apply=net.apply, loss=prepare.LOSSES[settings.loss], precision=dtype)
     if settings.compile:
         return compile_step(train, donate=True), compile_step(judge)
     return functools.partial(train, donate=True), judge
-
-
-def _prune(run: Run, last: Path) -> dict[str, Any]:
-    """Removes the checkpoints that need not be kept, and returns the manifest of the best."""
-    station = run.settings.save_station
-    manifests = {path: checkpoint.read_manifest(path) for path in checkpoint.find(run.checkpoints)}
-    best = checkpoint.best(list(manifests))
-    ended = {path for path, about in manifests.items() if station and "val" in about and about["epoch"] >= station}
-    checkpoint.prune(run.checkpoints, ended | {last} | ({best} if best else set()))
-    return manifests[best] if best else {}

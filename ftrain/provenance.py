@@ -23,8 +23,13 @@ from ftrain.runs import Run
 from ftrain.settings import HARMLESS, PLACES, Settings, flag
 
 
-def new_run(settings: Settings, images: Images, folder: Path, command: Sequence[str]) -> Run:
-    """A new run with resolved settings. `loop.fit` makes its folder when all is ready.
+def new_run(
+    settings: Settings, images: Images, folder: Path, command: Sequence[str], *, asked: Mapping[str, Any] | None = None
+) -> Run:
+    """A new run with resolved settings. `loop.fit` writes into its folder when all is ready.
+
+    Args:
+      asked: the settings that the user gave.
 
     Raises:
       SettingsError: if the folder is there and not empty.
@@ -32,26 +37,43 @@ def new_run(settings: Settings, images: Images, folder: Path, command: Sequence[
     runs.check_free(folder)
     config = {
         "settings": attrs.asdict(settings),
+        "asked": dict(asked or {}),
         "command": list(command),
         "device": describe_device(torch.device(settings.device)),
         "versions": _versions(),
         "data": _data(images),
+        "classes": list(images.train.classes),
     }
     return Run(folder, settings, images.train.classes, config)
 
 
-def resumed_run(run: Run, settings: Settings, images: Images, command: Sequence[str], *, override: bool = False) -> Run:
+def resumed_run(
+    run: Run,
+    settings: Settings,
+    images: Images,
+    command: Sequence[str],
+    *,
+    asked: Mapping[str, Any] | None = None,
+    asked_in_full: bool = False,
+    override: bool = False,
+) -> Run:
     """The run with the settings to go on under.
 
     Args:
+      asked: the settings that the user gave.
+      asked_in_full: whether a setting that was given when the run began, and now is not, counts as changed.
       override: whether to go on although the result changes.
 
     Raises:
       SettingsError: if a setting that the result depends on, or the data, is not what it was.
     """
+    asked = dict(asked or {})
     names = [field.name for field in attrs.fields(Settings) if field.name not in HARMLESS | {"out", *PLACES}]
     was, now = _that_matter(run.settings), _that_matter(settings)
     changes = [f"{flag(name)} was {was[name]}, is {now[name]}" for name in names if was[name] != now[name]]
+    if asked_in_full:
+        gone = [name for name in names if name in run.config["asked"] and name not in asked]
+        changes += [f"{flag(name)} was given as {was[name]}, and is not given" for name in gone]
     for name, source in _sources(images).items():
         noted = run.config["data"][name]
         if source.fingerprint != noted["fingerprint"]:
@@ -65,6 +87,7 @@ def resumed_run(run: Run, settings: Settings, images: Images, command: Sequence[
     config = {
         **run.config,
         "settings": attrs.asdict(settings),
+        "asked": {**run.config["asked"], **asked},
         "data": _data(images),
         "resumed": [*run.config.get("resumed", []), again],
     }
@@ -82,6 +105,8 @@ def _that_matter(settings: Settings) -> dict[str, Any]:
     """The settings by name, with one value for those that give the same result."""
     values = attrs.asdict(settings)
     exact = settings.crop_scale == 1.0  # a cache then keeps just what the network sees
+    if settings.schedule == "constant":  # no step depends on how many follow
+        values["epochs"] = "any"
     values["cache"] = "any" if exact else "none" if settings.cache == "none" else "disk or ram"
     return values
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ftrain import checkpoint
-from ftrain.errors import SettingsError, shown
+from ftrain import checkpoint, durable, sealed
+from ftrain.errors import CheckpointError, SettingsError, shown
+from ftrain.lock import LOCK, holding
 from ftrain.settings import Settings, from_mapping
 
 if TYPE_CHECKING:
@@ -20,84 +21,175 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
-FACTS = ("command", "device", "versions", "data")
+FACTS = ("settings", "asked", "command", "device", "versions", "data", "classes")
 
 
 @attrs.frozen
 class Run:
-    """What a run's folder says about it."""
+    """What a run's folder says about it.
+
+    Attributes:
+      damage: what could not be read, and where it was taken from instead.
+    """
 
     folder: Path
     settings: Settings
     classes: tuple[str, ...]
     config: dict[str, Any]
+    damage: str | None = None
 
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds a run's folder, which is made if need be, while this process works on it.
+
+    Raises:
+      SettingsError: if it is no folder.
+      BusyError: if another process holds it.
+      OSError: if it cannot be made or written into.
+    """
+    _check_is_folder(folder)
+    with holding(folder):
+        durable.sweep(folder)
+        if (folder / "checkpoints").is_dir():
+            durable.sweep(folder / "checkpoints")
+        yield
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run has written something that it could go on from."""
+    return (folder / CONFIG).exists() or bool(checkpoint.find(folder / "checkpoints"))
+
+
 def check_free(folder: Path) -> None:
     """Raises SettingsError unless a run can have this folder: it is not there, or empty."""
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--out takes a folder; {shown(folder)} is a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    _check_is_folder(folder)
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise SettingsError(
             f"{shown(folder)} is not empty; give another folder as --out, or go on with --resume {shown(folder)}"
         )
 
 
+def _check_is_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out takes a folder; {shown(folder)} is a file")
+
+
 def write(run: Run) -> None:
     """Writes config.json and classes.json into the run's folder, which is made if need be."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(run.folder / CLASSES, json.dumps(list(run.classes), indent=1).encode())
-    checkpoint.write_file(run.folder / CONFIG, json.dumps(run.config, indent=1).encode())
+    durable.make_folder(run.folder)
+    durable.write_file(run.folder / CLASSES, json.dumps(list(run.classes), indent=1).encode())
+    durable.write_file(run.folder / CONFIG, sealed.dump(run.config))
 
 
 def open_run(folder: Path) -> Run:
-    """The run in a folder.
+    """The run in a folder. If config.json is damaged, what the newest whole checkpoint notes of it is taken.
 
     Raises:
-      SettingsError: if there is none that can be read.
+      SettingsError: if there is none.
+      CheckpointError: if neither can be read.
     """
+    if not is_begun(folder):
+        raise SettingsError(f"{shown(folder)} is not the folder of a run: there is no {CONFIG}")
+    damage = None
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-        classes = tuple(json.loads((folder / CLASSES).read_bytes()))
-        missing = [name for name in ("settings", *FACTS) if name not in config]
-        if missing:
-            raise ValueError(f"{CONFIG} does not say its {', '.join(missing)}")
-        settings = Settings(**from_mapping(dict(config["settings"]), source=CONFIG))
+        return _run(folder, sealed.read(folder / CONFIG))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
-        raise SettingsError(f"{shown(folder)} is not the folder of a run: {cause}") from error
-    return Run(folder, settings, classes, config)
+        damage = f"{shown(folder / CONFIG)} cannot be read: {_cause(error)}"
+    for path in reversed(checkpoint.find(folder / "checkpoints")):
+        try:
+            run = _run(folder, checkpoint.read_manifest(path)["config"])
+        except (CheckpointError, ValueError, KeyError, TypeError):
+            continue
+        return attrs.evolve(run, damage=f"{damage}; what {path.name} notes of it is used")
+    raise CheckpointError(f"{damage}, and there is no checkpoint that says it. Begin a new run")
+
+
+def _run(folder: Path, config: dict[str, Any]) -> Run:
+    if missing := [name for name in FACTS if name not in config]:
+        raise ValueError(f"{CONFIG} does not say its {', '.join(missing)}")
+    settings = Settings(**from_mapping(dict(config["settings"]), source=CONFIG))
+    return Run(folder, settings, tuple(config["classes"]), config)
+
+
+def _cause(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else shown(str(error))
 
 
 def write_weights_report(run: Run, report: WeightsReport) -> None:
     """Writes weights.json: what was loaded, skipped, and left at random."""
-    checkpoint.write_file(run.folder / "weights.json", json.dumps(attrs.asdict(report), indent=1).encode())
+    durable.write_file(run.folder / "weights.json", json.dumps(attrs.asdict(report), indent=1).encode())
 
 
 def append_metrics(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
     """Adds lines to metrics.jsonl."""
-    with open(run.folder / METRICS, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
+    if lines:
+        durable.append(run.folder / METRICS, _as_lines(lines))
 
 
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none if there is no such file. A last line that was cut off is left out."""
+def read_metrics(run: Run) -> tuple[list[dict[str, Any]], int]:
+    """The lines of metrics.jsonl, none if there is no such file; and how many others cannot be read. A last line that
+    was cut off while it was written is neither."""
     try:
-        text = (run.folder / METRICS).read_text(encoding="utf-8")
+        data = (run.folder / METRICS).read_bytes()
     except FileNotFoundError:
-        return []
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+        return [], 0
+    *texts, _ = data.split(b"\n")
+    found = [_line(text) for text in texts]
+    lines = [line for line in found if line is not None]
+    return lines, len(found) - len(lines)
 
 
-def forget_metrics_after(run: Run, step: int) -> None:
-    """Takes the lines of later steps out of metrics.jsonl, because they are about to be taken again."""
-    kept = [line for line in read_metrics(run) if line["step"] <= step]
-    data = "".join(json.dumps(line) + "\n" for line in kept).encode()
-    checkpoint.write_file(run.folder / METRICS, data)
+def rewind_metrics(run: Run, step: int, *, evaluated: bool) -> int:
+    """Takes out of metrics.jsonl what is about to be written again by a run that goes on from a step. Returns how many
+    lines could not be read; those are in metrics.jsonl.damaged then.
+
+    Args:
+      evaluated: whether the line of the epoch that ends with the step stays.
+    """
+    lines, unreadable = read_metrics(run)
+    if unreadable:
+        durable.write_file(run.folder / f"{METRICS}.damaged", (run.folder / METRICS).read_bytes())
+    kept = [
+        line
+        for line in lines
+        if line["step"] < step or (line["step"] == step and (evaluated or line["kind"] != "epoch"))
+    ]
+    durable.write_file(run.folder / METRICS, _as_lines(kept))
+    return unreadable
+
+
+def best_epoch(run: Run) -> tuple[int, float] | None:
+    """The epoch with the highest validation accuracy so far, the first of several, and that accuracy."""
+    epochs = [(line["epoch"], line["val"]["accuracy"]) for line in read_metrics(run)[0] if line["kind"] == "epoch"]
+    return max(epochs, key=lambda pair: pair[1], default=None)
+
+
+def _as_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    match line:
+        case {"kind": "step", "step": int(), "loss": int() | float(), "accuracy": int() | float()}:
+            pass
+        case {
+            "kind": "epoch",
+            "step": int(),
+            "epoch": int(),
+            "train": {"loss": int() | float(), "accuracy": int() | float()},
+            "val": {"loss": int() | float(), "accuracy": int() | float()},
+        }:
+            pass
+        case _:
+            return None
+    known: dict[str, Any] = line
+    return known

@@ -25,7 +25,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What may differ between the parts of a resumed run, because the result does not depend on it.
-HARMLESS = frozenset({"workers", "save_station", "eval_batch_size", "log_every", "checkpoint_every"})
+HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
 # Where the images are; which they are shows in their fingerprint.
 PLACES = ("data", "dataset", "train_dir", "val_dir")
 
@@ -324,6 +324,9 @@ class Settings:
         "Run",
         "Epoch, counted from 1, from which on every epoch's checkpoint is kept. The last and the best are always kept.",
         _whole(1),
+    )
+    keep_last: int = _setting(
+        2, "Run", "How many of the last checkpoints are kept; of two, one is there if the other is damaged.", _whole(1)
     )
     checkpoint_every: str | None = _setting(
         None,

@@ -37,6 +37,7 @@ def train_step(
     loss: Loss = cross_entropy,
     mix: Mix | None = None,
     precision: torch.dtype = torch.float32,
+    skip_nonfinite: bool = False,
     donate: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One step of training.
@@ -53,6 +54,8 @@ def train_step(
       mix: from `ftrain.mix`; mixes the examples of the batch, images [B, C, H, W], before the forward pass. Loss and
         metrics are then of the mixed examples, whose label is the most probable class.
       precision: float32, or bfloat16 to run the network under autocast; parameters and loss stay float32.
+      skip_nonfinite: a batch whose loss or gradient is not finite leaves the state as it is, its step too; the metrics
+        count it. Where the state is on a GPU, or the step is traced, that needs no look at the numbers by the host.
       donate: the new state may be written into the memory of the old one, which then raises `DonatedError` when it is
         touched.
 
@@ -80,11 +83,22 @@ def train_step(
         return total, (measure(logits, labels, losses, weights), buffers)
 
     grads, (metrics, buffers) = _grad(objective, state.params)
-    options: dict[str, Any] = {"donate": True} if donate else {}
-    params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
-    new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
     metrics = _with_step_sums(metrics, grads, optimizer, state.step)
-    if donate and not tracing(new_state):
+    traced = tracing(state, grads)
+    looks = skip_nonfinite and not traced and state.step.device.type == "cpu"
+    if looks and metrics.nonfinite.item():
+        new_state = TrainState(**vars(state))
+    else:
+        selects = skip_nonfinite and not looks
+        options: dict[str, Any] = {"donate": True} if donate and not selects else {}
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
+        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
+        if selects:
+            finite = metrics.nonfinite == 0
+            new_state = pytree.tree_map(
+                lambda new, old: new if new is old else torch.where(finite, new, old), new_state, state
+            )
+    if donate and not traced:
         bury(state)
     return new_state, metrics
 

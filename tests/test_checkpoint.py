@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ftrain import checkpoint, optim
+from ftrain import checkpoint, durable, optim, sealed
 from ftrain.errors import CheckpointError
 from ftrain.state import TrainState, init_state
 
@@ -66,6 +66,12 @@ def damage(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
+
+
+def forge(folder: Path, **changes: Any) -> None:
+    """Changes a manifest as its writer would."""
+    document = {**sealed.read(folder / "manifest.json"), **changes}
+    (folder / "manifest.json").write_bytes(sealed.dump(document))
 
 
 def error_of(folder: Path, template: TrainState) -> str:
@@ -140,7 +146,9 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     assert folder == tmp_path / "deep" / "checkpoints" / "step_00001234"
     assert files(folder) == ["manifest.json", "state.safetensors"]
     data = (folder / "state.safetensors").read_bytes()
-    assert json.loads((folder / "manifest.json").read_text()) == {
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest.pop("seal")) == 64
+    assert manifest == {
         "format": 1,
         "step": 1234,
         "files": {"state.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
@@ -169,12 +177,26 @@ def test_loading_changes_neither_template_nor_files(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_saving_the_same_step_again_does_nothing(tmp_path: Path) -> None:
-    first, second = state(fill=0.5), state(fill=1.0)
-    folder = checkpoint.save(tmp_path, first, {"epoch": 1})
-    assert checkpoint.save(tmp_path, second, {"epoch": 2}) == folder
-    assert checkpoint.read_manifest(folder)["epoch"] == 1
-    assert_bitwise_equal(checkpoint.load(folder, blank(first)), first)
+def test_saving_the_same_state_again_replaces_its_notes(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, state(), {"epoch": 1})
+    tensors = (folder / "state.safetensors").stat()
+    assert checkpoint.save(tmp_path, state(), {"epoch": 1, "val": {}}) == folder
+    assert checkpoint.read_manifest(folder)["val"] == {}
+    assert (folder / "state.safetensors").stat().st_ino == tensors.st_ino
+    assert_bitwise_equal(checkpoint.load(folder, blank(state())), state())
+    assert files(tmp_path) == ["step_00000007", "step_00000007/manifest.json", "step_00000007/state.safetensors"]
+
+
+@pytest.mark.parametrize("earlier", ["another state", "damaged"])
+def test_saving_where_another_state_is_sets_that_aside(tmp_path: Path, earlier: str) -> None:
+    folder = checkpoint.save(tmp_path, state(fill=0.5), {"epoch": 1})
+    if earlier == "damaged":
+        damage(folder / "manifest.json", 30)
+    assert checkpoint.save(tmp_path, state(fill=1.0), {"epoch": 2}) == folder
+    assert checkpoint.read_manifest(folder)["epoch"] == 2
+    assert_bitwise_equal(checkpoint.load(folder, blank(state())), state(fill=1.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set_aside_step_00000007", "step_00000007"]
+    assert checkpoint.find(tmp_path) == [folder]
 
 
 @pytest.mark.parametrize("offset", [0, 3, 8, 20, -1, -100])
@@ -198,9 +220,7 @@ def test_a_file_that_is_no_safetensors_is_found(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     path, data = folder / "state.safetensors", b"\xff" * 64
     path.write_bytes(data)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = {path.name: {"bytes": 64, "sha256": hashlib.sha256(data).hexdigest()}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    forge(folder, files={path.name: {"bytes": 64, "sha256": hashlib.sha256(data).hexdigest()}})
     assert error_of(folder, state()).startswith(f"{path} cannot be read: ")
 
 
@@ -229,14 +249,13 @@ def test_a_manifest_that_is_none_is_found(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("entry", [{}, None, {"state.safetensors": {}}, {"state.safetensors": None}, []])
 def test_a_manifest_without_checksums_is_found(tmp_path: Path, entry: Any) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "step": 7, "files": entry}))
+    forge(folder, files=entry)
     assert "cannot be read" in error_of(folder, state())
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"format": 2}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    forge(folder, format=2)
     assert error_of(folder, state()) == f"{folder} has format 2; this ftrain reads format 1"
 
 
@@ -277,7 +296,7 @@ class FailError(Exception):
     pass
 
 
-@pytest.mark.parametrize("where", ["serialize", "write", "manifest", "sync", "rename"])
+@pytest.mark.parametrize("where", ["write", "fsync", "manifest", "sync", "rename"])
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise FailError
@@ -286,16 +305,12 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, where: str, monkeypatc
     before = files(tmp_path)
     manifest: dict[str, Any] = {}
     with monkeypatch.context() as patch:
-        if where == "serialize":
-            patch.setattr(safetensors.torch, "save", fail)
-        elif where == "write":
-            patch.setattr(os, "fsync", fail)
-        elif where == "manifest":
-            patch.setattr(json, "dumps", fail)
+        if where == "manifest":
+            patch.setattr(sealed, "dump", fail)
         elif where == "sync":
-            patch.setattr(checkpoint, "_sync_folder", fail)
+            patch.setattr(durable, "sync", fail)
         else:
-            patch.setattr(Path, "rename", fail)
+            patch.setattr(os, where, fail)
         with pytest.raises(FailError):
             checkpoint.save(tmp_path, state(step=2), manifest)
     assert files(tmp_path) == before
@@ -311,14 +326,14 @@ def test_a_failing_save_does_not_wait_for_an_ordinary_exception(
     def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors.torch, "save", interrupt)
+    monkeypatch.setattr(os, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path, state(), {})
     assert files(tmp_path) == []
 
 
 def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path) -> None:
-    left = tmp_path / f".step_00000007.{os.getpid()}"
+    left = tmp_path / f".step_00000007.{os.getpid()}.partial"
     left.mkdir()
     (left / "state.safetensors").write_bytes(b"half")
     assert checkpoint.find(tmp_path) == []
@@ -333,7 +348,7 @@ def test_find_goes_by_step(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path / "nowhere") == []
     for step in (30, 4, 200):
         checkpoint.save(tmp_path, state(step=step), {})
-    (tmp_path / ".step_00000001.99").mkdir()
+    (tmp_path / ".step_00000001.99.partial").mkdir()
     (tmp_path / "step_notes.txt").write_text("a file")
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step_00000004", "step_00000030", "step_00000200"]
 
@@ -364,36 +379,10 @@ def test_prune_that_was_stopped_can_go_on(tmp_path: Path, monkeypatch: pytest.Mo
             raise FailError
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", fail)
+        patch.setattr(durable.shutil, "rmtree", fail)
         with pytest.raises(FailError):
             checkpoint.prune(tmp_path, set())
     assert checkpoint.find(tmp_path) == []
     assert checkpoint.save(tmp_path, state(), {}) == folder
     checkpoint.prune(tmp_path, set())
     assert checkpoint.find(tmp_path) == []
-
-
-def test_write_file_writes_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    checkpoint.write_file(path, b"one")
-    checkpoint.write_file(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert files(tmp_path) == ["config.json"]
-
-
-@pytest.mark.parametrize("where", ["write", "replace"])
-def test_write_file_is_all_or_nothing(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> Any:
-        raise FailError
-
-    path = tmp_path / "config.json"
-    checkpoint.write_file(path, b"one")
-    with monkeypatch.context() as patch:
-        if where == "write":
-            patch.setattr(os, "fsync", fail)
-        else:
-            patch.setattr(Path, "replace", fail)
-        with pytest.raises(FailError):
-            checkpoint.write_file(path, b"two")
-    assert path.read_bytes() == b"one"
-    assert files(tmp_path) == ["config.json"]

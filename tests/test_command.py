@@ -333,7 +333,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
         2, "give either --dataset, or --train-dir", "fit", "--dataset", "mnist", "--train-dir", "a", "--val-dir", "b"
     )
     refused(2, "--train-dir and --val-dir go together", "fit", "--train-dir", data / "train")
-    refused(2, "is not the folder of a run", "fit", "--resume", tmp_path)
+    refused(2, "--resume takes the folder of a run, or auto;", "fit", "--resume", tmp_path)
     refused(
         2,
         "vit_b_16 trains on images of a multiple of 16 px; got an image size of 40; use 32 or 48",

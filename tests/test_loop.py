@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ftrain import checkpoint, inference, loop, prepare, provenance
+from ftrain import inference, loop, prepare, provenance
 from ftrain.data.index import scan
 from ftrain.data.store import Caching
 from ftrain.errors import DataError, TrainingError
+from ftrain.metrics import Metrics
 from ftrain.settings import Settings
 
 
@@ -92,14 +93,15 @@ def test_the_learning_rate_of_a_line_is_the_mean_over_its_steps(data, tmp_path):
 
 
 def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkeypatch):
-    run, images = begin(data, tmp_path / "run", epochs=4)
+    run, images = begin(data, tmp_path / "run", epochs=4, keep_last=1)
     accuracies = iter([0.25, 0.75, 0.75, 0.5])
-    save = checkpoint.save
+    compute = Metrics.compute
 
-    def save_with_accuracy(folder, state, manifest):
-        return save(folder, state, {**manifest, "val": {**manifest["val"], "accuracy": next(accuracies)}})
+    def with_accuracy(metrics):
+        values = compute(metrics)
+        return values if "lr" in values else {**values, "accuracy": next(accuracies)}  # lr is of training
 
-    monkeypatch.setattr(checkpoint, "save", save_with_accuracy)
+    monkeypatch.setattr(Metrics, "compute", with_accuracy)
     ends = [event for event in loop.fit(run, images) if isinstance(event, loop.EpochEnded)]
     assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
@@ -163,7 +165,7 @@ def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(undisturbed, da
     run, images = begin(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
     events = loop.fit(run, images)
     for event in events:
-        at_step = isinstance(event, loop.Saved) and event.checkpoint.name == f"step_{stop:08d}"
+        at_step = isinstance(event, loop.Saving) and event.checkpoint.name == f"step_{stop:08d}"
         if at_step or (isinstance(event, loop.EpochEnded) and 3 * event.epoch == stop):
             break
     events.close()

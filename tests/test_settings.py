@@ -55,6 +55,7 @@ def test_defaults() -> None:
         "precision": "auto",
         "compile": None,
         "save_station": None,
+        "keep_last": 2,
         "checkpoint_every": None,
         "log_every": 10,
         "out": None,

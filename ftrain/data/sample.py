@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
 import tarfile
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
 import platformdirs
 
+from ftrain import durable
 from ftrain.errors import shown
 
 _ARCHIVE = "fashion_mnist_sample.tar.xz"
@@ -33,7 +31,6 @@ def sample_folder() -> Path:
     if folder.is_dir():
         return folder
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         _unpack(packed, folder)
     except OSError as error:
         raise OSError(
@@ -44,30 +41,20 @@ def sample_folder() -> Path:
 
 
 def _unpack(packed: bytes, folder: Path) -> None:
-    """Fills a folder beside `folder` and renames it, since that happens at once."""
-    filling = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        written = []
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
-            for member in archive:
-                content = archive.extractfile(member)
-                assert content is not None, member.name
-                path = filling / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.read())
-                written.append(path)
-        # A power failure must not leave the name without the content. In threads, since disks flush many files at once.
-        with ThreadPoolExecutor(16) as threads:
-            list(threads.map(_flush, written))
-        try:
-            filling.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first
-                raise
-    finally:
-        shutil.rmtree(filling, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        with durable.new_folder(folder) as filling:
+            written = []
+            with tarfile.open(fileobj=io.BytesIO(packed), mode="r:xz") as archive:
+                for member in archive:
+                    content = archive.extractfile(member)
+                    assert content is not None, member.name
+                    path = filling / member.name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content.read())
+                    written.append(path)
+            # In threads, since disks flush many files at once.
+            with ThreadPoolExecutor(16) as threads:
+                list(threads.map(durable.sync, written))
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was first
+            raise

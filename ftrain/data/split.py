@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ftrain.random
+from ftrain import durable
 from ftrain.data.index import Index
 from ftrain.data.order import purpose_key
 from ftrain.errors import SettingsError, shown
@@ -50,9 +50,7 @@ def split(index: Index, out: Path, chosen: npt.NDArray[np.bool_], how: How) -> G
     """
     if out.exists():
         raise SettingsError(f"{shown(out)} is there already; name another folder with --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    filling = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with durable.new_folder(out) as filling:
         for position, path in enumerate(index.paths):
             target = filling / ("val" if chosen[position] else "train") / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +60,3 @@ def split(index: Index, out: Path, chosen: npt.NDArray[np.bool_], how: How) -> G
             else:
                 target.symlink_to(source)
             yield position + 1
-        filling.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner alone
-        filling.rename(out)
-    finally:
-        shutil.rmtree(filling, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -32,12 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ftrain import durable
 from ftrain.data.augment import Box, centre_pixels
 from ftrain.data.decode import oriented_size, resize
 from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.data.workers import shared_zeros, work
-from ftrain.errors import DataError, shown
+from ftrain.errors import DataError, readable, shown
 
 FORMAT = 1
 PIXELS, PLACES, ABOUT = "pixels.bin", "places.npy", "store.json"
@@ -226,10 +227,10 @@ def build_on_disk(source: Source, planned: Plan, form: Form, folder: Path, *, wo
             unreadable = {str(position): cause for position, cause in partial.plan.unreadable.items()}
             (filling / ABOUT).write_text(json.dumps({**about, "unreadable": unreadable}, indent=1))
             for name in (PLACES, ABOUT, "."):
-                _flush(filling / name)
+                durable.sync(filling / name)
         try:
             filling.rename(folder)
-            _flush(folder.parent)
+            durable.sync(folder.parent)
         except OSError:
             if not folder.is_dir():  # otherwise another run was first
                 raise
@@ -359,14 +360,6 @@ def _claim(folder: Path) -> tuple[Path, int]:
         os.close(everything)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def free_memory() -> int:
     """Bytes of memory that processes can share; 0 where the system does not say."""
     try:
@@ -383,11 +376,3 @@ def free_disk() -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def readable(count: int) -> str:
-    """A number of bytes as a person would say it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,6 +39,7 @@ def work(
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # else the loader takes its workers' seed from the global one
         )
         results = iter(loader)
@@ -47,6 +49,12 @@ def work(
         raise worker_error(error) or error from None
     finally:
         del results  # ends the workers, which an error's traceback would keep alive
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal, or a scheduler, sends a signal to all processes of a run, of which one decides what to do."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def shared_zeros(*shape: int) -> Tensor:
