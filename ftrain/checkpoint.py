@@ -182,7 +182,7 @@ def load(folder: Path, template: TrainState) -> TrainState:
         # The library opens the file that was just checked, whatever has its name by then; names need not be UTF-8 so.
         with open(path, "rb") as raw:
             _check_content(raw, path, noted)
-            file = safetensors.safe_open(f"/dev/fd/{raw.fileno()}", framework="pt")
+            file: Any = safetensors.safe_open(f"/dev/fd/{raw.fileno()}", framework="pt")
         with file:
             expected = named(template)
             if problems := _differences(expected, file):

@@ -46,11 +46,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     make_folder(target.parent)
     partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
-    with _named(target):
-        os.mkdir(partial)
     try:
-        yield partial
         with _named(target):
+            os.mkdir(partial)
+            yield partial
             sync(partial)
             os.rename(partial, target)
     except BaseException:
@@ -166,6 +165,8 @@ def _named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if PARTIAL not in str(error.filename):
+            raise
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 

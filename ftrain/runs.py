@@ -82,8 +82,8 @@ def _check_is_folder(folder: Path) -> None:
 def write(run: Run) -> None:
     """Writes config.json and classes.json into the run's folder, which is made if need be."""
     durable.make_folder(run.folder)
+    durable.write_file(run.folder / CONFIG, sealed.dump(run.config))  # first, since by it the folder is a run's
     durable.write_file(run.folder / CLASSES, json.dumps(list(run.classes), indent=1).encode())
-    durable.write_file(run.folder / CONFIG, sealed.dump(run.config))
 
 
 def open_run(folder: Path) -> Run:

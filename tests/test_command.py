@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import ftrain
 import ftrain.runs
+from ftrain import sealed
 
 MODEL = "shufflenet_v2_x0_5"
 QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
@@ -362,13 +363,12 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     (tmp_path / "range.toml").write_text("epochs = 0\n")
     refused(2, "--config range.toml: --epochs takes a whole number >= 1; got 0", *fit, "--config", "range.toml")
     for text, message in (
-        ("7", "is not the folder of a run"),
-        ("[]", "does not say its settings, command"),
-        ('{"settings": {}}', "does not say its command, device"),
+        ("7", "full/config.json cannot be read: it is no JSON object, and there is no checkpoint that says it"),
+        ('{"settings": {}}', "cannot be read: it is not what was written: its seal does not fit"),
+        (sealed.dump({"settings": {}}).decode(), "config.json does not say its asked, command, device"),
     ):
         (tmp_path / "full" / "config.json").write_text(text)
-        (tmp_path / "full" / "classes.json").write_text("[]")
-        refused(2, message, "info", "full")
+        refused(65, message, "info", "full")
     assert not (tmp_path / "new").exists()
     assert not (tmp_path / "runs").exists()
 

@@ -62,11 +62,13 @@ def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
-    filling = durable.new_folder(tmp_path / "folder")
-    durable.write(filling.__enter__() / "file", [b"one"])
-    error = FailError()
+    def fill() -> None:
+        with durable.new_folder(tmp_path / "folder") as filling:
+            durable.write(filling / "file", [b"one"])
+            raise FailError
+
     with pytest.raises(FailError):
-        filling.__exit__(FailError, error, None)
+        fill()
     assert names(tmp_path) == []
 
 

@@ -1,0 +1,161 @@
+"""Kills runs with SIGKILL wherever they write, lets each go on, and compares what it comes to. A script, so that it can
+fork: `python tests/kill_runs.py FOLDER [SEED]`."""
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from tiny_runs import result, train
+
+from ftrain import durable
+from ftrain.checkpoint import Saver
+
+torch.set_num_threads(1)
+RANDOM_PLACES = 200
+RANDOM_MOMENTS = 40
+CALLS = ("write", "fsync", "rename", "mkdir", "ftruncate")
+
+
+class Calls:
+    """The os module as `durable` sees it, which does something at each of its calls."""
+
+    def __init__(self, at_call):
+        self.at_call = at_call
+
+    def __getattr__(self, name):
+        function = getattr(os, name)
+        if name not in CALLS:
+            return function
+        return lambda *arguments: self.at_call(name, function, *arguments)
+
+
+class Removal:
+    """The shutil module as `durable` sees it."""
+
+    def __init__(self, at_call):
+        self.at_call = at_call
+
+    def rmtree(self, path, **options):
+        if not os.path.isdir(path):
+            return None
+        return self.at_call("rmtree", lambda path: shutil.rmtree(path, **options), path)
+
+
+@contextlib.contextmanager
+def watching(at_call):
+    """With every call handed to `at_call`, and saving where it is asked for instead of in the background, so that the
+    calls of every run come in one order."""
+    durable.os, durable.shutil = Calls(at_call), Removal(at_call)
+    start, Saver.start = Saver.start, lambda saver, work: work()
+    try:
+        yield
+    finally:
+        durable.os, durable.shutil, Saver.start = os, shutil, start
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def recorded(folder):
+    """All calls of an undisturbed run: (name, bytes that are written)."""
+    calls = []
+
+    def at_call(name, function, *arguments):
+        calls.append((name, len(arguments[1]) if name == "write" else 0))
+        return function(*arguments)
+
+    with watching(at_call):
+        train(folder)
+    return calls
+
+
+def killer(call, how):
+    """Kills the process before its call of that number, or in the middle of it: after `how` bytes."""
+    count = 0
+
+    def at_call(name, function, *arguments):
+        nonlocal count
+        here, count = count == call, count + 1
+        if here and how == "before":
+            die()
+        if here and isinstance(how, int):
+            if name == "write":
+                function(arguments[0], arguments[1][:how])
+            else:  # a folder of which one file is removed
+                os.unlink(next(os.scandir(arguments[0])))
+            die()
+        return function(*arguments)
+
+    return at_call
+
+
+def in_child(work, killed_after=None):
+    """How a forked process ended that did `work`: its exit status, as os.waitpid has it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    if killed_after is not None:
+        time.sleep(killed_after)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def was_killed(status):
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def main(root, seed):
+    root.mkdir(exist_ok=True)
+    calls = recorded(root / "undisturbed")
+    expected = result(root / "undisturbed")
+    draw = random.Random(seed)
+    writes = [(call, size) for call, (name, size) in enumerate(calls) if name == "write"]
+    # Every call but writes; of a checkpoint in the middle every write too: before it, after one byte, before the last.
+    folders = [call for call, (name, _) in enumerate(calls) if name == "mkdir"]
+    middle = range(folders[-4], folders[-3])
+    places = [(call, "before") for call, (name, _) in enumerate(calls) if name != "write" or call in middle]
+    places += [(call, cut) for call, size in writes for cut in {1, size - 1} if call in middle and 0 < cut < size]
+    weights = [size for _, size in writes]
+    places += [(call, draw.randrange(size)) for call, size in draw.choices(writes, weights, k=RANDOM_PLACES)]
+    places += [(call, 0) for call, (name, _) in enumerate(calls) if name == "rmtree"]
+    lost, missed, seconds = [], [], 0.0
+    for number, place in enumerate([*places, *range(RANDOM_MOMENTS)]):
+        folder = root / str(number)
+
+        def disturbed(folder=folder, place=place):
+            with watching(killer(*place)):
+                train(folder)
+
+        if isinstance(place, tuple):
+            if not was_killed(in_child(disturbed)):
+                missed.append(place)
+        else:  # a moment, with saving in the background as it is
+            in_child(lambda folder=folder: train(folder), killed_after=draw.uniform(0, seconds))
+        if number % 4 == 0:  # killed once more, somewhere on the way
+            in_child(functools.partial(disturbed, place=(draw.randrange(len(calls)), "before")))
+        began = time.monotonic()
+        if in_child(lambda folder=folder: train(folder)) != 0 or result(folder) != expected:
+            lost.append(place)
+        seconds = max(seconds, time.monotonic() - began)
+        shutil.rmtree(folder)
+    print(f"{len(places)} places and {RANDOM_MOMENTS} moments tried, {len(missed)} missed, {len(lost)} lost", *lost)
+    return 1 if lost or missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

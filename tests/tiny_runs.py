@@ -1,0 +1,106 @@
+"""Runs that take a moment: two epochs of four steps over images of 8 px, on a network with everything that a state can
+hold. They are saved every second step and at the end of every epoch."""
+
+import contextlib
+import hashlib
+import json
+
+import numpy as np
+import torch
+
+from ftrain import checkpoint, loop, models, provenance, runs
+from ftrain.data import from_arrays
+from ftrain.data.augment import Augmentation
+from ftrain.data.load import Images
+from ftrain.settings import Settings
+
+STEPS = 8
+
+
+def network(name, *, classes, image_size, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3, stride=2),
+            torch.nn.BatchNorm2d(4),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Dropout(0.2),
+            torch.nn.Linear(4 * 3 * 3, classes),
+        )
+
+
+@contextlib.contextmanager
+def tiny_network():
+    """In place of torchvision's models."""
+    build, models.build = models.build, network
+    try:
+        yield
+    finally:
+        models.build = build
+
+
+def images(**changes):
+    noise = np.random.default_rng(0)
+    pixels = noise.integers(0, 256, (18, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(18) % 2
+    classes = ("even", "odd")
+    return Images(
+        train=from_arrays(pixels[:13], labels[:13], classes=classes),
+        val=from_arrays(pixels[13:], labels[13:], classes=classes),
+        batch_size=3,
+        eval_batch_size=3,
+        image_size=8,
+        augmentation=Augmentation(crop_scale=0.5),
+        **changes,
+    )
+
+
+def settings(**changes):
+    options = {
+        "epochs": 2,
+        "batch_size": 3,
+        "eval_batch_size": 3,
+        "image_size": 8,
+        "crop_scale": 0.5,
+        "lr": 0.01,
+        "weight_decay": 0.05,
+        "warmup_epochs": 1,
+        "workers": 0,
+        "device": "cpu",
+        "precision": "float32",
+        "compile": False,
+        "cache": "none",
+        "log_every": 3,
+        "checkpoint_every": 2,
+    }
+    return Settings(**{**options, **changes})
+
+
+def begin_or_go_on(folder, **changes):
+    """The run in a folder and its images, as `ftrain fit --resume auto` takes them. The folder is to be held."""
+    if runs.is_begun(folder):
+        run = runs.open_run(folder)
+        return provenance.resumed_run(run, settings(**changes), images(), ["ftrain"]), images()
+    return provenance.new_run(settings(**changes), images(), folder, ["ftrain"]), images()
+
+
+def train(folder, **changes):
+    """Begins a run or goes on with it, to its end: all that it said."""
+    with tiny_network(), runs.hold(folder):
+        return list(loop.fit(*begin_or_go_on(folder, **changes)))
+
+
+def result(folder):
+    """What a run came to, in 64 letters: every bit of its last state, and every line of its metrics but for times."""
+    digest = hashlib.sha256()
+    last = checkpoint.find(folder / "checkpoints")[-1]
+    digest.update(last.name.encode())
+    digest.update((last / "state.safetensors").read_bytes())
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        digest.update(json.dumps({k: v for k, v in values.items() if k not in CLOCKED}, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+CLOCKED = ("seconds", "images_per_second")
