@@ -99,8 +99,12 @@ def killer(call, how):
     return at_call
 
 
-def in_child(work, killed_after=None):
-    """How a forked process ended that did `work`: its exit status, as os.waitpid has it."""
+def in_child(work, signalled_after=None, number=signal.SIGKILL):
+    """How a forked process ended that did `work`: its exit status, as os.waitpid has it.
+
+    Args:
+      signalled_after: the seconds after which it is sent a signal, if at all.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -109,9 +113,9 @@ def in_child(work, killed_after=None):
             print(f"{type(error).__name__}: {error}", flush=True)
             os._exit(1)
         os._exit(0)
-    if killed_after is not None:
-        time.sleep(killed_after)
-        os.kill(pid, signal.SIGKILL)
+    if signalled_after is not None:
+        time.sleep(signalled_after)
+        os.kill(pid, number)
     return os.waitpid(pid, 0)[1]
 
 
@@ -145,7 +149,7 @@ def main(root, seed):
             if not was_killed(in_child(disturbed)):
                 missed.append(place)
         else:  # a moment, with saving in the background as it is
-            in_child(lambda folder=folder: train(folder), killed_after=draw.uniform(0, seconds))
+            in_child(lambda folder=folder: train(folder), signalled_after=draw.uniform(0, seconds))
         if number % 4 == 0:  # killed once more, somewhere on the way
             in_child(functools.partial(disturbed, place=(draw.randrange(len(calls)), "before")))
         began = time.monotonic()

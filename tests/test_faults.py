@@ -1,20 +1,24 @@
 """Whatever happens to a run, the same command goes on from its last whole checkpoint, and ends with the same bits."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 from kill_runs import Calls, watching
-from tiny_runs import STEPS, images, result, settings, tiny_network, train
+from tiny_runs import STEPS, begin_or_go_on, images, result, settings, tiny_network, train
 
 from ftrain import checkpoint, durable, loop, provenance, runs
-from ftrain.errors import CheckpointError
+from ftrain.errors import BusyError, CheckpointError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +38,154 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, caps
         print(f"\n{done.stdout.splitlines()[-1]}")
     assert re.fullmatch(r"\d+ places and \d+ moments tried, 0 missed, 0 lost\n", done.stdout), done.stdout + done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_that_is_signalled_ends_between_steps_and_goes_on(tmp_path, capsys):
+    script = Path(__file__).with_name("signal_runs.py")
+    command = [sys.executable, str(script), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert "22 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+# --- stopped, and gone on
+
+
+def stopped_at(folder, is_place, run_and_images=None):
+    """Begins a run or goes on with it, and asks it to stop from the first event on for which `is_place` is true: all
+    that it said."""
+    asked, events = [], []
+    with tiny_network(), runs.hold(folder):
+        for event in loop.fit(*(run_and_images or begin_or_go_on(folder)), stop=lambda: bool(asked)):
+            events.append(event)
+            if is_place(event):
+                asked.append(event)
+    return events
+
+
+def is_step(number):
+    return lambda event: isinstance(event, loop.StepTaken) and event.step == number
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_run_stopped_after_any_step_ends_with_the_same_bits_and_lines(undisturbed, tmp_path, step, workers):
+    folder = tmp_path / "run"
+    events = stopped_at(folder, is_step(step))
+    assert events[-1] == loop.Stopped(step)
+    assert checkpoint.find(folder / "checkpoints")[-1].name == f"step_{step:08d}"
+    started = next(event for event in train(folder, workers=workers) if isinstance(event, loop.Started))
+    assert started.step == step
+    assert result(folder) == result(undisturbed)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, epoch):
+    folder = tmp_path / "run"
+    events = stopped_at(folder, lambda event: isinstance(event, loop.Evaluating) and event.epoch == epoch)
+    assert events[-1] == loop.Stopped(4 * epoch)
+    notes = checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+    assert "val" not in notes
+    assert stopped_at(folder, lambda event: isinstance(event, loop.Started))[-1] == loop.Stopped(4 * epoch)
+    train(folder)
+    assert result(folder) == result(undisturbed)
+    assert checkpoint.read_manifest(folder / "checkpoints" / f"step_{4 * epoch:08d}")["val"]["count"] == 5
+
+
+def test_a_run_stopped_after_every_step_in_turn(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(STEPS):
+        stopped_at(folder, lambda event: isinstance(event, loop.StepTaken))
+    train(folder)
+    assert result(folder) == result(undisturbed)
+
+
+class PartlyUnreadable:
+    """Images of which the third and the sixth cannot be read."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def open(self, position):
+        if position in (2, 5):
+            raise DataError(f"cannot read image {position}")
+        return self.source.open(position)
+
+
+def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
+    batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_unreadable=True)
+    run = provenance.new_run(settings(bad_image_cap=0.5), batches, tmp_path / "run", ["ftrain"])
+    assert stopped_at(run.folder, is_step(3), (run, batches))[-1] == loop.Stopped(3)
+    ends = [event for event in stopped_at(run.folder, is_step(0), (run, batches)) if isinstance(event, loop.EpochEnded)]
+    assert [end.left_out for end in ends] == [2, 2]
+
+
+# --- one process at a time
+
+
+def test_a_folder_that_is_held_is_refused_with_the_name_of_the_holder(tmp_path):
+    with runs.hold(tmp_path / "run"), pytest.raises(BusyError) as caught, runs.hold(tmp_path / "run"):
+        pass
+    holder = re.escape(f"{tmp_path}/run is in use by process {os.getpid()} on {socket.gethostname()} since ")
+    assert re.fullmatch(
+        holder + "[-0-9]+ [:0-9]+; wait until it ends, or give another folder as --out", str(caught.value)
+    )
+    assert not (tmp_path / "run").exists()
+    with runs.hold(tmp_path / "run"):
+        pass
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from ftrain import runs
+with runs.hold(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_folder_is_free_when_its_holder_is_killed_though_its_workers_live(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
+        worker = int(process.stdout.readline())
+        with pytest.raises(BusyError, match=f"in use by process {process.pid} on "), runs.hold(folder):
+            pass
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it lives
+        with runs.hold(folder):
+            pass
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_who_opened_the_lock_of_a_process_that_then_ended_takes_the_next_one(tmp_path, monkeypatch):
+    """The holder removes the file of its lock at the end; a lock on a removed file keeps nobody out."""
+    path, flock = tmp_path / "run" / ".lock", fcntl.flock
+    late = []
+
+    def lock_late(descriptor, how):
+        if not late:
+            late.append(descriptor)
+            path.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with runs.hold(tmp_path / "run"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
 # --- power loss: what was not flushed is gone, or half there
@@ -102,9 +254,15 @@ class Disk:
         return found
 
 
-def recorded(root, folder):
-    """The calls of an undisturbed run, their paths relative to `root`."""
-    calls, opened = [], {}
+def recorded(root, folder, monkeypatch):
+    """The calls of an undisturbed run, their paths relative to `root`, and where in them which step was committed."""
+    calls, opened, committed = [], {}, []
+    save = checkpoint.save
+
+    def save_and_note(*arguments):
+        target = save(*arguments)
+        committed.append((len(calls), arguments[1].step))
+        return target
 
     def at_call(name, function, *arguments):
         value = function(*arguments)
@@ -124,26 +282,30 @@ def recorded(root, folder):
             calls.append((name, Path(arguments[0]).relative_to(root)))
         return value
 
+    monkeypatch.setattr(checkpoint, "save", save_and_note)
     with watching(at_call):
         train(folder)
-    return calls
+    return calls, committed
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
-def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undisturbed, tmp_path):
+def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undisturbed, tmp_path, monkeypatch):
     root = tmp_path.resolve() / "recorded"
     root.mkdir()
     disk, tried, expected = Disk(), {}, result(undisturbed)
-    for call in [("fsync", Path()), *recorded(root, root / "run")]:
+    calls, committed = recorded(root, root / "run", monkeypatch)
+    assert [step for _, step in committed] == [2, 4, 6, 8]
+    for number, call in enumerate(calls):
         disk.do(*call)
+        step = max((step for at, step in committed if at <= number), default=0)
         for names in ("kept", "lost"):
             for content in ("kept", "lost", "half", "zeros"):
                 left = disk.after_loss(names, content)
-                tried.setdefault(hashlib.sha256(repr(sorted(left.items())).encode()).hexdigest(), (call, left))
+                tried[hashlib.sha256(repr(sorted(left.items())).encode()).hexdigest()] = (call, step, left)
     assert len(tried) > 150
     lost = []
-    for number, (call, left) in enumerate(tried.values()):
+    for number, (call, step, left) in enumerate(tried.values()):
         base = tmp_path / str(number)
         base.mkdir()
         for path, content in left.items():
@@ -151,9 +313,9 @@ def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undistur
                 (base / path).mkdir()
             else:
                 (base / path).write_bytes(content)
-        train(base / "run")
-        if result(base / "run") != expected:
-            lost.append(call[:2])
+        begun_from = next(event.step for event in train(base / "run") if isinstance(event, loop.Started))
+        if result(base / "run") != expected or begun_from < step:
+            lost.append((call[:2], begun_from, step))
         shutil.rmtree(base)
     assert lost == []
 

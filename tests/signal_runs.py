@@ -1,0 +1,160 @@
+"""Sends signals to `ftrain fit`, lets the same command go on, and compares what it comes to. A script, so that it can
+fork: `python tests/signal_runs.py FOLDER [SEED]`."""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from ftrain_cli import pictures  # noqa: F401  imported now, so that the forks need not
+from ftrain_cli.main import app
+from kill_runs import in_child
+from PIL import Image
+from tiny_runs import result, tiny_network
+
+from ftrain import checkpoint, loop, prepare, provenance  # noqa: F401
+
+torch.set_num_threads(1)
+RANDOM_MOMENTS = 16
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def make_images(root):
+    """Thirteen training and five validation images in two classes, so that the runs have two epochs of four steps."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 13), ("val", 5)):
+        for number in range(count):
+            path = root / split / ("odd" if number % 2 else "even") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def command(data, folder, workers=0):
+    options = {
+        "--model": "shufflenet_v2_x0_5",  # by name; the network is a tiny one
+        "--data": data,
+        "--out": folder,
+        "--resume": "auto",
+        "--epochs": 2,
+        "--batch-size": 3,
+        "--image-size": 8,
+        "--crop-scale": 0.5,
+        "--device": "cpu",
+        "--cache": "none",
+        "--log-every": 3,
+        "--checkpoint-every": 2,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    return ["fit", *words, "--workers", str(workers)]
+
+
+def run(arguments):
+    """`ftrain` in this process, which it ends."""
+    sys.argv = ["ftrain", *arguments]
+    log = os.open(f"{arguments[arguments.index('--out') + 1]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        with tiny_network():
+            app(prog_name="ftrain")
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
+    os._exit(0)
+
+
+def signalling(owner, name, calls, number):
+    """Has the process send itself a signal at each of these calls of a function, counted from 1."""
+    function, count = getattr(owner, name), 0
+
+    def wrapped(*args, **kwargs):
+        nonlocal count
+        count += 1
+        for _ in range(calls.count(count)):
+            os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+# Where a signal comes, how often, and the checkpoints that may be the last one then: 0 for none.
+PLACES = {
+    "while the settings are resolved": ((prepare, "resolve", [1]), {0}),
+    "while the network is built": ((prepare, "network", [1]), {0}),
+    "in the first step": ((loop, "train_step", [1]), {1}),
+    "in a step": ((loop, "train_step", [3]), {3}),
+    "in the last step of an epoch": ((loop, "train_step", [4]), {4}),
+    "while evaluating": ((loop, "eval_step", [1]), {4}),
+    "at the end of evaluating": ((loop, "eval_step", [2]), {4}),
+    "while saving": ((checkpoint, "save", [1]), {2, 3, 4, 5, 6, 7}),
+    "twice in a step": ((loop, "train_step", [3, 3]), {0, 2}),
+    "in two steps": ((loop, "train_step", [6, 7]), {6}),
+    "in a step and while saving": ((checkpoint, "save", [1, 1]), {0, 2}),
+}
+
+
+def last_step(folder):
+    found = checkpoint.find(folder / "checkpoints")
+    return int(found[-1].name[5:]) if found else 0
+
+
+def main(root, seed):
+    make_images(root / "images")
+    draw = random.Random(seed)
+    statuses, lost = [], []
+
+    def go_on_and_compare(what, folder):
+        status = in_child(lambda: run(command(root / "images", folder)))
+        log = Path(f"{folder}.log").read_text()
+        if status != 0 or result(folder) != expected or "Traceback" in log or "KeyboardInterrupt" in log:
+            lost.append(what)
+            print(log, flush=True)
+
+    seconds = []
+    for name in ("undisturbed", "timed"):
+        began = time.monotonic()
+        in_child(lambda name=name: run(command(root / "images", root / name)))
+        seconds.append(time.monotonic() - began)
+    expected = result(root / "undisturbed")
+    wrong = []
+    for number in SIGNALS:
+        for what, ((owner, name, calls), steps) in PLACES.items():
+            folder = root / f"{number} {what}"
+
+            def signalled(folder=folder, place=(owner, name, calls), number=number):
+                signalling(*place, number)
+                run(command(root / "images", folder))
+
+            status = os.waitstatus_to_exitcode(in_child(signalled))
+            if status != 128 + number or last_step(folder) not in steps:
+                wrong.append((what, signal.Signals(number).name, status, last_step(folder)))
+            go_on_and_compare(what, folder)
+    for moment in range(RANDOM_MOMENTS):
+        folder = root / f"moment {moment}"
+        number = SIGNALS[moment % 2]
+        arguments = command(root / "images", folder, workers=moment % 3)
+        status = in_child(lambda arguments=arguments: run(arguments), draw.uniform(0.05, seconds[-1]), number)
+        statuses.append(os.waitstatus_to_exitcode(status))
+        if statuses[-1] not in (0, 128 + number, -number):  # -number: before ftrain had begun to watch
+            wrong.append((moment, statuses[-1]))
+        go_on_and_compare(moment, folder)
+    print(f"exit codes at random moments: {sorted(statuses)}")
+    print(
+        f"{len(PLACES) * len(SIGNALS)} places and {RANDOM_MOMENTS} moments tried, {len(wrong)} wrong, {len(lost)} lost"
+    )
+    print(*wrong, *lost, sep="\n")
+    return 1 if wrong or lost else 0
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    shutil.rmtree(target, ignore_errors=True)
+    sys.exit(main(target, int(sys.argv[2]) if len(sys.argv) > 2 else 0))
