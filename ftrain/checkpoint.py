@@ -9,7 +9,6 @@ in it is on the disk.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import attrs
-import safetensors
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ftrain import durable, sealed
+from ftrain import durable, sealed, tensorfile
 from ftrain.errors import CheckpointError, shown
 from ftrain.state import TrainState
 
@@ -30,25 +28,6 @@ FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
 READ_AT_ONCE = 2**22  # bytes
-
-# As the format has them: https://github.com/huggingface/safetensors#format
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class DamagedError(CheckpointError):
@@ -145,7 +124,7 @@ def save(folder: Path, state: TrainState | Snapshot, manifest: Mapping[str, Any]
     if snapshot.copied is not None:
         snapshot.copied.synchronize()
     target = folder_of(folder, snapshot.step)
-    parts = _as_safetensors(snapshot.tensors)
+    parts = tensorfile.parts(snapshot.tensors)
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -179,17 +158,14 @@ def load(folder: Path, template: TrainState) -> TrainState:
     noted = read_manifest(folder)["files"][TENSORS]
     path = folder / TENSORS
     try:
-        # The library opens the file that was just checked, whatever has its name by then; names need not be UTF-8 so.
-        with open(path, "rb") as raw:
-            _check_content(raw, path, noted)
-            file: Any = safetensors.safe_open(f"/dev/fd/{raw.fileno()}", framework="pt")
-        with file:
+        with open(path, "rb") as file:
+            _check_content(file, path, noted)
+            found = tensorfile.TensorFile(file)
             expected = named(template)
-            if problems := _differences(expected, file):
+            if problems := _differences(expected, found.kinds()):
                 raise CheckpointError(f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}")
-            # Copied, because what the file gives is mapped, and gone when the file is.
-            leaves = [file.get_tensor(name).clone().to(tensor.device) for name, tensor in expected.items()]
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+            leaves = [found.read(name).to(tensor.device) for name, tensor in expected.items()]
+    except (OSError, ValueError) as error:
         raise DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}") from error
     state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
     return state
@@ -296,25 +272,6 @@ def _name(entry: Any) -> str:
     return str(entry.key if isinstance(entry, pytree.MappingKey) else entry.idx)
 
 
-def _as_safetensors(tensors: Mapping[str, Tensor]) -> list[durable.Part]:
-    """The parts of a file in the safetensors format, without a copy of the tensors.
-
-    The library writes a whole file into memory, or to the disk without flushing it.
-    """
-    # The widest first, so that each begins at a multiple of its width.
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    header = {}
-    end = 0
-    for name in names:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    data = [tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in names]
-    return [len(text).to_bytes(8, "little"), text, *data]
-
-
 def _check_content(file: BinaryIO, path: Path, noted: Mapping[str, Any]) -> None:
     digest = hashlib.sha256()
     left = noted["bytes"] + 1  # no further, however large the file is
@@ -325,20 +282,7 @@ def _check_content(file: BinaryIO, path: Path, noted: Mapping[str, Any]) -> None
         raise DamagedError(f"{shown(path)} is damaged: its bytes are not those that {MANIFEST} notes")
 
 
-def _differences(expected: Mapping[str, Tensor], file: Any) -> list[str]:
-    found = set(file.keys())
-    names_of_dtypes = {theirs: str(ours).removeprefix("torch.") for ours, theirs in _DTYPES.items()}
-
-    def kind(name: str) -> str:
-        if name not in found:
-            return "nothing"
-        part = file.get_slice(name)
-        return f"{names_of_dtypes.get(part.get_dtype(), part.get_dtype())} {part.get_shape()}"
-
-    def wanted(name: str) -> str:
-        tensor = expected.get(name)
-        return "nothing" if tensor is None else f"{names_of_dtypes[_DTYPES[tensor.dtype]]} {list(tensor.shape)}"
-
-    names = sorted(expected.keys() | found)
-    pairs = [(name, wanted(name), kind(name)) for name in names]
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, str]) -> list[str]:
+    wanted = {name: tensorfile.kind(tensor) for name, tensor in expected.items()}
+    pairs = [(name, wanted.get(name, "nothing"), found.get(name, "nothing")) for name in sorted({*wanted, *found})]
     return [f"{shown(name)}: expected {wanted}, found {got}" for name, wanted, got in pairs if wanted != got]

@@ -7,16 +7,19 @@ import fnmatch
 import itertools
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from ftrain.errors import CheckpointError, shown
+from ftrain.tensorfile import TensorFile
 
 # The smallest image, in pixels, that the models of a family can be trained on; the others can on a single pixel.
 # tests/test_models.py trains each model on an image of this size, and sees the size below it fail.
@@ -188,8 +191,9 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
       name: of the model.
 
     Raises:
-      ValueError: for weights that the model does not have or that cannot be downloaded, a file that is missing, damaged
-        or holds more than tensors, or tensors of which none fits. The module is then as it was.
+      ValueError: for weights that the model does not have or that cannot be downloaded, a file that is missing or holds
+        no tensors by name, or tensors of which none fits.
+      CheckpointError: for a file that is damaged or holds more than tensors. The module is then, too, as it was.
     """
     name = canonical(name)
     path = Path(os.path.expanduser(source))
@@ -286,13 +290,25 @@ def _read(path: Path) -> Any:
         raise ValueError(f"there is no file of weights at {path}")
     try:
         if path.suffix.lower() == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with path.open("rb") as file:
+                found = TensorFile(file)
+                return {name: found.read(name) for name in found.kinds()}
+        _check_stored(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(
-            f"{path} was refused: it is damaged, or holds more than tensors, such as code, which is never run "
-            f"({_first_line(error)}); save it anew with torch.save(model.state_dict(), path) or as safetensors"
+        raise CheckpointError(
+            f"{shown(path)} was refused: it is damaged, or holds more than tensors, such as code, which is never run "
+            f"({shown(_first_line(error))}); save it anew with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
+
+
+def _check_stored(path: Path) -> None:
+    """torch saves without compression; a file that would unfold to more than it is was made for that."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unfolded = sum(entry.file_size for entry in archive.infolist())
+        if unfolded > path.stat().st_size:
+            raise ValueError(f"it unfolds to {unfolded} bytes")
 
 
 def _tensors_by_name(found: Any, source: str | Path) -> dict[str, Any]:

@@ -55,12 +55,13 @@ def command(data, folder, workers=0):
     return ["fit", *words, "--workers", str(workers)]
 
 
-def run(arguments):
-    """`ftrain` in this process, which it ends."""
+def run(arguments, log=None):
+    """`ftrain` in this process, which it ends. What it says is added to a file."""
     sys.argv = ["ftrain", *arguments]
-    log = os.open(f"{arguments[arguments.index('--out') + 1]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    log = log or f"{arguments[arguments.index('--out') + 1]}.log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
     try:
         with tiny_network():
             app(prog_name="ftrain")

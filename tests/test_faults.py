@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,11 +15,15 @@ from pathlib import Path
 
 import attrs
 import pytest
+import torch
 from kill_runs import Calls, watching
-from tiny_runs import STEPS, begin_or_go_on, images, result, settings, tiny_network, train
+from tiny_runs import STEPS, begin_or_go_on, images, network, result, settings, tiny_network, train
 
-from ftrain import checkpoint, durable, loop, provenance, runs
-from ftrain.errors import BusyError, CheckpointError, DataError
+import ftrain
+from ftrain import checkpoint, durable, loop, prepare, provenance, runs
+from ftrain.data.order import train_indices
+from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
+from ftrain.losses import cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -497,6 +502,105 @@ def test_one_save_is_in_flight_at_a_time_and_none_is_lost(tmp_path, monkeypatch)
     assert [path.name for path in checkpoint.find(tmp_path / "run" / "checkpoints")] == [
         f"step_{step:08d}" for step in range(1, STEPS + 1)
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins():
+    script = Path(__file__).with_name("unwritable_run.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "new 73 ftrain: Permission denied: ROOT/forbidden/run",
+        "begun 73 ftrain: Permission denied: ROOT/begun/.lock",
+    ]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from signal_runs import command, make_images, run
+make_images(Path(sys.argv[2]) / "images")
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_100, resource.RLIM_INFINITY))
+run(command(Path(sys.argv[2]) / "images", Path(sys.argv[2]) / "run"))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_file_that_may_not_grow_ends_the_command_with_74(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(Path(__file__).parent), str(tmp_path)], check=False)
+    assert done.returncode == 74
+    said = (tmp_path / "run.log").read_text().splitlines()[-1]
+    where = re.escape(f"{tmp_path}/run/")
+    assert re.fullmatch(rf"ftrain: File too large; [0-9.]+ kB are needed: {where}checkpoints/step_0000000\d", said)
+    assert [path for path in (tmp_path / "run").rglob("*") if durable.is_leftover(path)] == []
+
+
+# --- numbers that are not finite, and memory that runs out
+
+
+def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monkeypatch):
+    def measured(logits, labels, **options):
+        steps.append(None)
+        return cross_entropy(logits, labels) * (float("nan") if len(steps) == 6 else 1.0)
+
+    steps = []
+    folder = tmp_path / "run"
+    monkeypatch.setattr(prepare, "training_loss", lambda settings: measured)
+    with pytest.raises(TrainingError) as caught:
+        train(folder, checkpoint_every=1)
+    rows = train_indices(0, 5, examples=13, batch_size=3)
+    names = ", ".join(images().train.name(row) for row in rows)
+    assert str(caught.value) == (
+        "the loss or its gradient is no longer finite at step 6 (learning rate 0.00854); its update was not made, and "
+        "the last checkpoint stands. `ftrain replay` looks into the step; or begin a new run with a lower --lr, more "
+        f"--warmup-epochs, or --clip-norm 1. The images of its batch: {names}"
+    )
+    assert checkpoint.find(folder / "checkpoints")[-1].name == "step_00000005"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 2 bytes"),
+        RuntimeError("not enough memory: you tried to allocate 2 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, monkeypatch, error):
+    def too_large(logits, labels, **options):
+        steps.append(None)
+        if len(steps) == 6:
+            raise error
+        return loss(logits, labels)
+
+    steps, loss = [], prepare.training_loss(settings())
+    folder = tmp_path / "run"
+    monkeypatch.setattr(prepare, "training_loss", lambda settings: too_large)
+    with pytest.raises(TrainingError, match="memory ran out at batch size 3; .* with --batch-size 1, or") as caught:
+        train(folder)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    train(folder)
+    assert result(folder) == result(undisturbed)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
+    apply, params, buffers = ftrain.functionalize(network("", classes=2, image_size=8, seed=1))
+    optimizer = ftrain.adamw(0.01)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    before = {name: tensor.clone() for name, tensor in checkpoint.named(state).items()}
+
+    def too_large(logits, labels):
+        raise torch.OutOfMemoryError
+
+    batch = (torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 0]))
+    with pytest.raises(torch.OutOfMemoryError):
+        ftrain.train_step(state, batch, apply=apply, optimizer=optimizer, loss=too_large, donate=donate)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.named(state).items())
 
 
 def test_calls_stands_for_the_os_module():

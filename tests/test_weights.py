@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from ftrain import models
+from ftrain.errors import CheckpointError
 
 
 def _net(classes=10, seed=0, name="squeezenet1_1"):
@@ -156,7 +157,7 @@ def test_code_in_a_file_is_refused_and_never_run(suffix, save, tmp_path):
     save({**_net(seed=1).state_dict(), "code": Malicious(proof)}, path)
     target = _net(seed=2)
     drawn = _copy(target.state_dict())
-    with pytest.raises(ValueError, match="was refused: it is damaged, or holds more than tensors, such as code"):
+    with pytest.raises(CheckpointError, match="was refused: it is damaged, or holds more than tensors, such as code"):
         models.load_weights(target, path, name="squeezenet1_1")
     assert not proof.exists()
     assert _equal(target.state_dict(), drawn)
@@ -170,7 +171,7 @@ def test_the_malicious_file_is_malicious(tmp_path):
 
 
 def test_a_whole_module_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"torch.save\(model.state_dict\(\), path\)"):
+    with pytest.raises(CheckpointError, match=r"torch.save\(model.state_dict\(\), path\)"):
         models.load_weights(_net(), _save("pth", _net(), tmp_path), name="squeezenet1_1")
 
 
@@ -179,7 +180,7 @@ def test_a_whole_module_is_refused(tmp_path):
 def test_a_damaged_file(suffix, content, tmp_path):
     path = tmp_path / f"weights.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="was refused: it is damaged"):
+    with pytest.raises(CheckpointError, match="was refused: it is damaged"):
         models.load_weights(_net(), path, name="squeezenet1_1")
 
 
@@ -187,7 +188,7 @@ def test_a_damaged_file(suffix, content, tmp_path):
 def test_half_a_file(kind, tmp_path):
     path = _save(kind, _net().state_dict(), tmp_path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match="was refused: it is damaged"):
+    with pytest.raises(CheckpointError, match="was refused: it is damaged"):
         models.load_weights(_net(), path, name="squeezenet1_1")
 
 

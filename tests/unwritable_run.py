@@ -1,0 +1,41 @@
+"""`ftrain fit` into folders that cannot be written, as a user who is not root: `python tests/unwritable_run.py`."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from kill_runs import in_child
+from signal_runs import command, make_images, run
+
+NOBODY = 65534
+
+
+def main():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        make_images(root / "images")
+        in_child(lambda: run(command(root / "images", root / "begun")))
+        (root / "logs").mkdir()
+        (root / "logs").chmod(0o777)
+        (root / "forbidden").mkdir()
+        (root / "forbidden").chmod(0o555)
+        for path in (root / "begun", root / "begun" / "checkpoints"):
+            path.chmod(0o555)
+        for what, folder in (("new", root / "forbidden" / "run"), ("begun", root / "begun")):
+            log = root / "logs" / what
+
+            def as_nobody(folder=folder, log=log):
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setresgid(NOBODY, NOBODY, NOBODY)
+                    os.setresuid(NOBODY, NOBODY, NOBODY)
+                run(command(root / "images", folder), log)
+
+            status = os.waitstatus_to_exitcode(in_child(as_nobody))
+            print(what, status, log.read_text().splitlines()[-1].replace(str(root), "ROOT"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
