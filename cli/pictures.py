@@ -113,6 +113,22 @@ def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) 
     _write(figure, path)
 
 
+def draw_batch(pixels: Any, titles: Sequence[Sequence[str]], path: Path) -> None:
+    """Writes a picture of a batch of images uint8 [B, 3, S, S], each under the lines of its title; of the first 64 if
+    there are more."""
+    count = min(64, len(pixels))
+    columns = min(8, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for cell in axes:
+        cell.set_axis_off()
+    for cell, image, title in zip(axes, pixels[:count], titles, strict=False):
+        cell.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        cell.set_title("\n".join(map(shown, title)), fontsize=7, parse_math=False)
+    _write(figure, path)
+
+
 def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     with warnings.catch_warnings():

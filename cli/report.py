@@ -15,6 +15,7 @@ from ftrain.errors import (
     BusyError,
     CheckpointError,
     DataError,
+    ExportError,
     Interrupted,
     SettingsError,
     TrainingError,
@@ -31,6 +32,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     CheckpointError: 65,
     TrainingError: 1,
     WorkerError: 1,
+    ExportError: 1,
     BusyError: 75,
     KeyboardInterrupt: 130,
 }

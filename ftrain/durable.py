@@ -25,15 +25,23 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
       OSError: with the path and the bytes that were needed; the file is then as it was.
     """
-    partial = _partial(path)
+    with new_file(path) as partial:
+        write(partial, [data])
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """The name of a file to `write`, which gets the name `target` at the end, in place of one that has it. If that
+    fails, nothing is left of it, and `target` is as it was."""
+    partial = _partial(target)
     try:
-        with _named(path):
-            write(partial, [data])
-            os.rename(partial, path)
+        with _named(target):
+            yield partial
+            os.rename(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    sync(target.parent)
 
 
 @contextmanager

@@ -23,6 +23,10 @@ class TrainingError(Exception):
     """Training cannot go on."""
 
 
+class ExportError(Exception):
+    """A network that cannot be exported as it is."""
+
+
 class BusyError(Exception):
     """A run's folder that another process holds."""
 

@@ -15,7 +15,6 @@ import torch
 
 from ftrain import checkpoint, prepare, runs
 from ftrain.checkpoint import Saver, Snapshot
-from ftrain.compile import compile_step
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
 from ftrain.data.order import train_indices
 from ftrain.data.store import Caching, keep
@@ -26,7 +25,6 @@ from ftrain.models import WeightsReport
 from ftrain.optim import Optimizer
 from ftrain.runs import Run
 from ftrain.settings import Settings
-from ftrain.steps import eval_step, train_step
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -131,7 +129,7 @@ def fit(run: Run, images: Images, *, stop: Callable[[], bool] = lambda: False) -
       OSError: if the run's folder cannot be written; the checkpoints before are whole.
     """
     try:
-        with Saver() as saver:
+        with prepare.kernels(run.settings), Saver() as saver:
             yield from _fit(run, images, saver, stop)
     except (RuntimeError, MemoryError) as error:
         raise memory_error(error, batch_size=images.batch_size) or worker_error(error) or error from None
@@ -160,7 +158,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     step = int(state.step)
     total = settings.epochs * per_epoch
     if step < total:
-        cached = yield from _unless(stop, _with_caches(images, settings))
+        cached = yield from _unless(stop, with_caches(images, settings))
         if cached is None:
             yield Stopped(step)
             return
@@ -184,7 +182,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
         weights=net.report,
     )
     begun = step // per_epoch - (0 if evaluated else 1)  # epochs that are over, with their evaluation
-    take, judge = _steps(settings, net, rule, len(run.classes))
+    take, judge = prepare.steps(settings, net, rule, len(run.classes))
     jobs = _jobs(images, begun, settings.epochs, skip=step - begun * per_epoch)
     loading = load(images, jobs, workers=settings.workers or 0, pin_memory=device.type == "cuda")
     batches = on_device(loading, device)
@@ -263,7 +261,7 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     net = prepare.network(settings, len(images.train.classes), weights=settings.weights)
     prepare.check_batch(settings, net)
     rule = prepare.optimizer(settings, images.steps_per_epoch)
-    take, judge = _steps(settings, net, rule, len(images.train.classes))
+    take, judge = prepare.steps(settings, net, rule, len(images.train.classes))
     batches = on_device(load(images, [images.train_jobs(0)[0], images.val_jobs()[0]]), device)
     state, metrics = take(prepare.first_state(settings, net, rule), next(batches)[0])
     judge(state, next(batches)[0]).compute()
@@ -345,7 +343,8 @@ def _jobs(images: Images, begun: int, epochs: int, *, skip: int) -> Iterator[Job
         yield from images.val_jobs()
 
 
-def _with_caches(images: Images, settings: Settings) -> Generator[Caching, None, Images]:
+def with_caches(images: Images, settings: Settings) -> Generator[Caching, None, Images]:
+    """The images, decoded and kept as the settings say."""
     if settings.cache == "none":
         return images
     kind: Literal["ram", "disk"] = "disk" if settings.cache == "disk" else "ram"
@@ -388,23 +387,3 @@ def _save(run: Run, snapshot: Snapshot, notes: dict[str, Any]) -> None:
     station = run.settings.save_station
     ended = {path for path, notes in about.items() if station and "val" in notes and notes["epoch"] >= station}
     checkpoint.prune(run.checkpoints, ended | set(found[-run.settings.keep_last :]) | ({best} if best else set()))
-
-
-def _steps(
-    settings: Settings, net: prepare.Network, rule: Any, classes: int
-) -> tuple[Callable[..., Any], Callable[..., Metrics]]:
-    """The training step, which writes into the memory of the state that it is given, and the evaluation step."""
-    dtype = prepare.dtype(settings)
-    train = functools.partial(
-        train_step,
-        apply=net.apply,
-        optimizer=rule,
-        loss=prepare.training_loss(settings),
-        mix=prepare.mixing(settings, classes),
-        precision=dtype,
-        skip_nonfinite=True,
-    )
-    judge = functools.partial(eval_step, apply=net.apply, loss=prepare.LOSSES[settings.loss], precision=dtype)
-    if settings.compile:
-        return compile_step(train, donate=True), compile_step(judge)
-    return functools.partial(train, donate=True), judge

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import ftrain.losses
 import ftrain.random
 from ftrain import models, optim, schedules
+from ftrain.compile import compile_step
 from ftrain.data import store
 from ftrain.data.augment import Augmentation
 from ftrain.data.decode import oriented_size
@@ -28,10 +30,12 @@ from ftrain.data.source import Source
 from ftrain.data.sources import by_name
 from ftrain.errors import DataError, SettingsError, shown
 from ftrain.losses import Loss
+from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized
 from ftrain.settings import CacheKind, Precision, Settings, flag
 from ftrain.state import TrainState, init_state
+from ftrain.steps import eval_step, train_step
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -277,6 +281,44 @@ def training_loss(settings: Settings) -> Loss:
     if settings.loss == "cross-entropy":
         return functools.partial(ftrain.losses.cross_entropy, label_smoothing=settings.label_smoothing)
     return LOSSES[settings.loss]
+
+
+def steps(
+    settings: Settings, net: Network, rule: optim.Optimizer, classes: int
+) -> tuple[Callable[..., Any], Callable[..., Metrics]]:
+    """The training step, which writes into the memory of the state that it is given, and the evaluation step."""
+    precision = dtype(settings)
+    train = functools.partial(
+        train_step,
+        apply=net.apply,
+        optimizer=rule,
+        loss=training_loss(settings),
+        mix=mixing(settings, classes),
+        precision=precision,
+        skip_nonfinite=True,
+    )
+    judge = functools.partial(eval_step, apply=net.apply, loss=LOSSES[settings.loss], precision=precision)
+    if settings.compile:
+        return compile_step(train, donate=True), compile_step(judge)
+    return functools.partial(train, donate=True), judge
+
+
+@contextmanager
+def kernels(settings: Settings) -> Iterator[None]:
+    """Has torch choose kernels as the settings say, and puts its own settings back at the end."""
+    if not settings.deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def check_batch(settings: Settings, net: Network) -> None:

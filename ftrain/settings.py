@@ -319,6 +319,12 @@ class Settings:
     compile: bool | None = _setting(
         None, "Run", "Compile the training step into one graph. By default on CUDA only.", _yes_or_no
     )
+    deterministic: bool = _setting(
+        False,
+        "Run",
+        "Only kernels that give the same bits every time. A CPU's do in any case; a GPU's are slower for it.",
+        _yes_or_no,
+    )
     save_station: int | None = _setting(
         None,
         "Run",

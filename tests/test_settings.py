@@ -56,6 +56,7 @@ def test_defaults() -> None:
         "compile": None,
         "save_station": None,
         "keep_last": 2,
+        "deterministic": False,
         "checkpoint_every": None,
         "log_every": 10,
         "out": None,

@@ -1,0 +1,69 @@
+"""`ftrain replay`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftrain.errors import shown
+
+from .report import note, reported
+
+
+@reported
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    step: Annotated[int, typer.Option("--step", metavar="N", help="The step to take again, counted from 1.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="The picture to write. By default RUN/replay/step_N.png."),
+    ] = None,
+) -> None:
+    """Take a step of a run again, to look into it: loss, gradient norms by layer, and the images of its batch."""
+    note("loading torch ...")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ftrain import durable, prepare, provenance, runs
+    from ftrain.replay import Replayed, Replaying
+    from ftrain.replay import replay as take_again
+
+    from .pictures import draw_batch
+
+    opened = runs.open_run(run)
+    train, val = prepare.sources(opened.settings)
+    images = prepare.images(opened.settings, train, val)
+    provenance.resumed_run(opened, opened.settings, images, ["ftrain", *sys.argv[1:]])
+    found = None
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("taking steps", total=step)
+        for event in take_again(opened, images, step):
+            match event:
+                case Replaying(taken, last):
+                    if taken + 1 < last:
+                        progress.update(task, completed=taken)
+                case Replayed():
+                    found = event
+                case _:
+                    progress.update(task, description="keeping decoded images")
+    assert isinstance(found, Replayed)
+    values = found.metrics
+    typer.echo(
+        f"step {step}: loss {values['loss']:.6g}, accuracy {values['accuracy']:.1%}, gradient norm "
+        f"{values['grad_norm']:.6g}, learning rate {values.get('lr', float('nan')):.6g}"
+    )
+    typer.echo("gradient norm by layer")
+    width = max(map(len, found.gradients))
+    for layer, norm in found.gradients.items():
+        typer.echo(f"  {shown(layer):<{width}}  {norm:.6g}")
+    typer.echo("images of the batch")
+    labels = [images.train.classes[label] for label in found.batch.labels.tolist()]
+    for name, label in zip(found.names, labels, strict=True):
+        typer.echo(f"  {shown(name)}  ({shown(label)})")
+    target = file or run / "replay" / f"step_{step:08d}.png"
+    durable.make_folder(target.parent)
+    draw_batch(found.batch.images, [(Path(n).name, c) for n, c in zip(found.names, labels, strict=True)], target)
+    typer.echo(f"wrote {shown(target)}")

@@ -1,0 +1,98 @@
+"""Whether a run that was stopped and resumed ends with the bits of one that was not, tried on the user's own set-up."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import attrs
+import torch
+
+from ftrain import checkpoint, loop, provenance, runs
+from ftrain.data.load import Images
+from ftrain.settings import Settings
+from ftrain.tensorfile import TensorFile
+
+
+@attrs.frozen
+class Part:
+    """A part of the trial that begins: the steps from one to another."""
+
+    title: str
+    first: int
+    last: int
+
+
+@attrs.frozen
+class Verdict:
+    """What came out.
+
+    Attributes:
+      tensors: how many were compared.
+      different: those whose bits differ, in the order of the state, with the largest difference.
+    """
+
+    tensors: int
+    different: dict[str, float]
+
+
+def verify_resume(settings: Settings, images: Images, *, steps: int) -> Iterator[Part | Verdict]:
+    """Takes the first `steps` steps of a run at once, and again with a stop in the middle; then compares the states.
+
+    Each part has a process of its own, and the one after the stop another number of workers. At the end comes the
+    verdict.
+
+    Args:
+      settings: resolved.
+      steps: at least 2; no more are taken than the run has.
+    """
+    steps = min(steps, settings.epochs * images.steps_per_epoch)
+    stop = steps // 2
+    other_workers = attrs.evolve(settings, workers=0 if settings.workers else 1)
+    with tempfile.TemporaryDirectory(prefix="ftrain-") as name:
+        whole, stopped = Path(name) / "whole", Path(name) / "stopped"
+        yield Part("without a stop", 0, steps)
+        _in_new_process(settings, images, whole, steps)
+        yield Part("up to a stop", 0, stop)
+        _in_new_process(settings, images, stopped, stop)
+        yield Part("resumed from there", stop, steps)
+        _in_new_process(other_workers, images, stopped, steps)
+        yield compare(*(checkpoint.folder_of(folder / "checkpoints", steps) for folder in (whole, stopped)))
+
+
+def compare(one: Path, other: Path) -> Verdict:
+    """Compares the tensors of two checkpoints bit by bit."""
+    with open(one / checkpoint.TENSORS, "rb") as first, open(other / checkpoint.TENSORS, "rb") as second:
+        ours, theirs = TensorFile(first), TensorFile(second)
+        names = list(ours.kinds())
+        different = {}
+        for name in names:
+            a, b = ours.read(name), theirs.read(name)
+            if not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
+                different[name] = float((a.double() - b.double()).abs().max())
+    order = {"step": 0, "params": 1, "buffers": 2, "opt_state": 3, "key": 4}
+    return Verdict(len(names), dict(sorted(different.items(), key=lambda pair: order[pair[0].split("/")[0]])))
+
+
+def _in_new_process(settings: Settings, images: Images, folder: Path, last: int) -> None:
+    """Where nothing is left of the processes before: no cache, no tuned choice of a kernel."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        process.submit(_train, settings, images, folder, last).result()
+
+
+def _train(settings: Settings, images: Images, folder: Path, last: int) -> None:
+    multiprocessing.set_start_method(None, force=True)  # else the workers, too, would be spawned, unlike those of fit
+    taken = [0]
+    with runs.hold(folder):
+        run = (
+            attrs.evolve(runs.open_run(folder), settings=settings)
+            if runs.is_begun(folder)
+            else provenance.new_run(settings, images, folder, [])
+        )
+        for event in loop.fit(run, images, stop=lambda: taken[-1] >= last):
+            if isinstance(event, loop.StepTaken | loop.Started):
+                taken.append(event.step)
