@@ -1,0 +1,88 @@
+"""A step whose loss or gradient is not finite leaves the state as it is, if so wished."""
+
+import functools
+
+import pytest
+import torch
+from networks import made
+from torch.utils import _pytree as pytree
+
+import ftrain
+
+
+def parts(name="convnet", optimizer=None):
+    module, size = made(name)
+    apply, params, buffers = ftrain.functionalize(module)
+    optimizer = optimizer or ftrain.adamw(0.01)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    images = torch.randn(6, 3, size, size, generator=torch.Generator().manual_seed(0))
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, skip_nonfinite=True)
+    return step, state, (images, torch.arange(6) % 5)
+
+
+def leaves(state):
+    return [leaf.clone() for leaf in pytree.tree_leaves(state)]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def bad(batch):
+    images = batch[0].clone()
+    images[2, 0, 0, 0] = float("inf")
+    return images, batch[1]
+
+
+@pytest.mark.parametrize("optimizer", [ftrain.adamw(0.01), ftrain.sgd(0.01, momentum=0.9)])
+@pytest.mark.parametrize("donate", [False, True])
+def test_eager(donate, optimizer):
+    step, state, batch = parts(optimizer=optimizer)
+    before = leaves(state)
+    after, metrics = step(state, bad(batch), donate=donate)
+    assert metrics.compute()["nonfinite"] == 1.0
+    assert same(leaves(after), before)
+    if not donate:
+        assert same(leaves(state), before)
+    after, metrics = step(after, batch)
+    assert metrics.compute()["nonfinite"] == 0.0
+    assert after.step == 1
+
+
+def test_a_finite_step_is_the_same_with_and_without():
+    step, state, batch = parts()
+    skipping, _ = step(state, batch)
+    plain, _ = functools.partial(step, skip_nonfinite=False)(state, batch)
+    assert same(leaves(skipping), leaves(plain))
+
+
+def test_without_it_what_is_not_finite_spreads():
+    step, state, batch = parts()
+    after, _ = step(state, bad(batch), skip_nonfinite=False)
+    assert after.step == 1
+    assert not all(leaf.isfinite().all() for leaf in leaves(after))
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_compiled(donate):
+    step, state, batch = parts()
+    compiled = ftrain.compile_step(step, donate=donate, backend="aot_eager")
+    before = leaves(state)
+    state, metrics = compiled(state, bad(batch))
+    assert metrics.compute()["nonfinite"] == 1.0
+    assert same(leaves(state), before)
+    state, metrics = compiled(state, batch)
+    assert metrics.compute()["nonfinite"] == 0.0
+    assert state.step == 1
+
+
+def test_of_several_states_under_vmap_only_those_with_bad_numbers_stay():
+    step, state, (images, labels) = parts("linear")
+    states = pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), state)
+    both = torch.stack([images, bad((images, labels))[0]])
+    after, metrics = torch.func.vmap(lambda state, images: step(state, (images, labels)))(states, both)
+    assert metrics.nonfinite.tolist() == [0.0, 1.0]
+    assert after.step.tolist() == [1, 0]
+    single, _ = step(state, (images, labels))
+    assert torch.allclose(after.params["1.weight"][0], single.params["1.weight"], atol=1e-6)
+    assert torch.equal(after.params["1.weight"][1], state.params["1.weight"])
