@@ -63,11 +63,14 @@ def compile_step(
                 f"a {type(state).__name__} cannot be donated, since nothing could keep it from being used again; make "
                 "the state a class with ftrain.frozen, or compile the step with donate=False"
             )
+        step_number = getattr(state, "step", None)
+        if isinstance(step_number, torch.Tensor):
+            step_number = step_number + 1  # before the step writes into it
         with torch.no_grad():
             metrics = compiled_into(state, batch)
         leaves, structure = pytree.tree_flatten(state)
         new_state = pytree.tree_unflatten(leaves, structure)
-        bury(state)
+        bury(state, step_number)
         return new_state, metrics
 
     return run_into

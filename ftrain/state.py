@@ -52,26 +52,36 @@ class DonatedError(RuntimeError):
     """A state was used after a step had written the next state into its memory."""
 
 
-def bury(state: Any) -> None:
-    """Makes a donated state raise `DonatedError` when it is touched."""
+def bury(state: Any, step: Tensor | None) -> None:
+    """Makes a donated state raise `DonatedError` when it is touched.
+
+    Args:
+      step: 0-d, the step that it was donated to, if it counts steps; in memory that nothing writes into.
+    """
     vars(state).clear()
+    vars(state)["_step"] = step
     object.__setattr__(state, "__class__", _Donated)
 
 
 def check_alive(state: Any) -> None:
     """Raises `DonatedError` for a donated state, which inside a compiled step would come wrapped in another error."""
     if isinstance(state, _Donated):
-        raise DonatedError(_GONE)
+        raise DonatedError(_gone(state))
 
 
 class _Donated:
     """What a donated state becomes."""
 
+    _step: Tensor | None
+
     def __getattr__(self, name: str) -> NoReturn:
-        raise DonatedError(_GONE)
+        raise DonatedError(_gone(self))
 
 
-_GONE = (
-    "this state was donated to a step, which wrote the next state into its memory; go on with the state that the step "
-    "returned, or take the step with donate=False"
-)
+def _gone(state: _Donated) -> str:
+    # Read only now, since a device would have to be waited for.
+    step = "a step" if state._step is None else f"step {state._step.tolist()}"
+    return (
+        f"this state was donated to {step}, which wrote the next state into its memory; go on with the state that the "
+        "step returned, or take the step with donate=False"
+    )

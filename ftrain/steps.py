@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from ftrain.state import TrainState, bury
 from ftrain.transforms import tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+Part = Callable[..., tuple[Tensor, tuple[Metrics, Tensors]]]
 
 # What an auxiliary classifier's loss counts beside the main one (Szegedy et al., Going deeper with convolutions, 2015).
 AUXILIARY_WEIGHT = 0.3
@@ -37,6 +39,7 @@ def train_step(
     loss: Loss = cross_entropy,
     mix: Mix | None = None,
     precision: torch.dtype = torch.float32,
+    accumulate: int = 1,
     skip_nonfinite: bool = False,
     donate: bool = False,
 ) -> tuple[TrainState, Metrics]:
@@ -54,6 +57,9 @@ def train_step(
       mix: from `ftrain.mix`; mixes the examples of the batch, images [B, C, H, W], before the forward pass. Loss and
         metrics are then of the mixed examples, whose label is the most probable class.
       precision: float32, or bfloat16 to run the network under autocast; parameters and loss stay float32.
+      accumulate: into how many equal parts the batch is split for the forward and backward passes, which then follow
+        each other and need less memory. The update is that of the whole batch, but for BatchNorm, which sees the parts,
+        and for draws such as dropout's, which are others.
       skip_nonfinite: a batch whose loss or gradient is not finite leaves the state as it is, its step too; the metrics
         count it. Where the state is on a GPU, or the step is traced, that needs no look at the numbers by the host.
       donate: the new state may be written into the memory of the old one, which then raises `DonatedError` when it is
@@ -66,23 +72,28 @@ def train_step(
     if precision not in (torch.float32, torch.bfloat16):
         raise ValueError(f"precision is torch.float32 or torch.bfloat16; got {precision}")
     inputs, labels, weights = _unpack(batch)
+    if accumulate < 1 or len(weights) % accumulate:
+        raise ValueError(f"accumulate splits a batch of {len(weights)} into equal parts; got {accumulate}")
     if len(batch) == 3:
         inputs = pytree.tree_map(lambda values: _without_left_out(values, weights), inputs)
     key = ftrain.random.fold_in(state.key, state.step)
     if mix is not None:
         inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
 
-    def objective(params: Tensors) -> tuple[Tensor, tuple[Metrics, Tensors]]:
+    total_weight = weights.sum()
+
+    def part(params: Tensors, buffers: Tensors, key: Tensor, batch: Any) -> tuple[Tensor, tuple[Metrics, Tensors]]:
+        inputs, labels, weights = batch
         with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
-            outputs, buffers = apply(params, state.buffers, inputs, train=True, key=key)
+            outputs, buffers = apply(params, buffers, inputs, train=True, key=key)
         logits, auxiliary = _split_outputs(outputs)
         losses = loss(logits, labels)
-        total = _weighted_mean(losses, weights)
+        total = _weighted_mean(losses, weights, total_weight)
         for extra in auxiliary:
-            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(extra, labels), weights)
+            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(extra, labels), weights, total_weight)
         return total, (measure(logits, labels, losses, weights), buffers)
 
-    grads, (metrics, buffers) = _grad(objective, state.params)
+    grads, metrics, buffers = _accumulated(part, state, key, (inputs, labels, weights), accumulate)
     metrics = _with_step_sums(metrics, grads, optimizer, state.step)
     traced = tracing(state, grads)
     looks = skip_nonfinite and not traced and state.step.device.type == "cpu"
@@ -99,7 +110,7 @@ def train_step(
                 lambda new, old: new if new is old else torch.where(finite, new, old), new_state, state
             )
     if donate and not traced:
-        bury(state)
+        bury(state, state.step + 1)
     return new_state, metrics
 
 
@@ -147,11 +158,35 @@ def _without_left_out(values: Tensor, weights: Tensor) -> Tensor:
     return torch.where(kept, values, 0.0)
 
 
-def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    weights = weights.to(losses.dtype)
+def _weighted_mean(losses: Tensor, weights: Tensor, total_weight: Tensor) -> Tensor:
+    """What these examples contribute to the mean over all that the total weight is of."""
     # Left out means left out: not even a nan times 0.
-    total = torch.where(weights > 0, losses, 0.0).mul(weights).sum()
-    return total / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+    total = torch.where(weights > 0, losses, 0.0).mul(weights.to(losses.dtype)).sum()
+    return total / total_weight.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
+
+
+def _accumulated(
+    part: Part, state: TrainState, key: Tensor, batch: Any, parts: int
+) -> tuple[Tensors, Metrics, Tensors]:
+    """Gradients and metrics summed over the parts of a batch, each of which starts from the buffers of the one
+    before."""
+    leaves, structure = pytree.tree_flatten(batch)
+    pieces = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
+    grads: Tensors | None = None
+    metrics: Metrics | None = None
+    buffers = state.buffers
+    for number, piece in enumerate(pieces):
+        own = functools.partial(
+            part,
+            buffers=buffers,
+            key=key if parts == 1 else ftrain.random.fold_in(key, number),
+            batch=pytree.tree_unflatten(piece, structure),
+        )
+        new_grads, (new_metrics, buffers) = _grad(own, state.params)
+        grads = new_grads if grads is None else {name: grads[name] + grad for name, grad in new_grads.items()}
+        metrics = new_metrics if metrics is None else metrics + new_metrics
+    assert grads is not None and metrics is not None
+    return grads, metrics, buffers
 
 
 def _grad(
@@ -178,7 +213,7 @@ def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step
         loss=metrics.loss,
         correct=metrics.correct,
         count=metrics.count,
-        nonfinite=torch.maximum(metrics.nonfinite, (~torch.isfinite(norm)).to(wide)),
+        nonfinite=torch.maximum(metrics.nonfinite.clamp_max(1.0), (~torch.isfinite(norm)).to(wide)),
         per_example=metrics.per_example,
         per_step=sums,
     )

@@ -90,14 +90,14 @@ def signalling(owner, name, calls, number):
 PLACES = {
     "while the settings are resolved": ((prepare, "resolve", [1]), {0}),
     "while the network is built": ((prepare, "network", [1]), {0}),
-    "in the first step": ((loop, "train_step", [1]), {1}),
-    "in a step": ((loop, "train_step", [3]), {3}),
-    "in the last step of an epoch": ((loop, "train_step", [4]), {4}),
-    "while evaluating": ((loop, "eval_step", [1]), {4}),
-    "at the end of evaluating": ((loop, "eval_step", [2]), {4}),
+    "in the first step": ((prepare, "train_step", [1]), {1}),
+    "in a step": ((prepare, "train_step", [3]), {3}),
+    "in the last step of an epoch": ((prepare, "train_step", [4]), {4}),
+    "while evaluating": ((prepare, "eval_step", [1]), {4}),
+    "at the end of evaluating": ((prepare, "eval_step", [2]), {4}),
     "while saving": ((checkpoint, "save", [1]), {2, 3, 4, 5, 6, 7}),
-    "twice in a step": ((loop, "train_step", [3, 3]), {0, 2}),
-    "in two steps": ((loop, "train_step", [6, 7]), {6}),
+    "twice in a step": ((prepare, "train_step", [3, 3]), {0, 2}),
+    "in two steps": ((prepare, "train_step", [6, 7]), {6}),
     "in a step and while saving": ((checkpoint, "save", [1, 1]), {0, 2}),
 }
 

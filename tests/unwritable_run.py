@@ -1,10 +1,13 @@
 """`ftrain fit` into folders that cannot be written, as a user who is not root: `python tests/unwritable_run.py`."""
 
+import contextlib
+import io
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from ftrain_cli.main import app
 from kill_runs import in_child
 from signal_runs import command, make_images, run
 
@@ -17,6 +20,9 @@ def main():
         root.chmod(0o755)
         make_images(root / "images")
         in_child(lambda: run(command(root / "images", root / "begun")))
+        # What an error needs is imported now; later it may not be readable.
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            app(command(root / "images", root / "images" / "train" / "odd" / "1.png"), prog_name="ftrain")
         (root / "logs").mkdir()
         (root / "logs").chmod(0o777)
         (root / "forbidden").mkdir()
