@@ -25,7 +25,8 @@ def show(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded | Stopped
     last = None
     for event in display(events, folder):
         if isinstance(event, Stopped):
-            typer.echo(f"stopped after step {event.step}; `ftrain fit --resume {shown(folder)}` goes on from there")
+            went_on = f"; `ftrain fit --resume {shown(folder)}` goes on from there"
+            typer.echo(f"stopped after step {event.step}{went_on}" if event.step else "stopped before the first step")
             yield event
             return
         last = event

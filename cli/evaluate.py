@@ -13,7 +13,7 @@ import typer
 
 from ftrain.errors import SettingsError, shown
 
-from .report import note, reported
+from .report import note, reported, warn
 
 
 @reported
@@ -61,7 +61,8 @@ def evaluate(
         inner = "val" not in opened.classes and (data / "val").is_dir()  # as `fit --data` takes it
         val = prepare.usage(scan, data / "val" if inner else data, classes=opened.classes)
     images = prepare.images(settings, val, val)
-    state, net, chosen = inference.restore(opened, best=not last)
+    state, net, chosen, damaged = inference.restore(opened, best=not last)
+    warn(damaged)
     note(f"{chosen.name} of {shown(run)} on {len(val)} images in {shown(val.title)}")
 
     events = inference.evaluate(opened, state, net, images)

@@ -10,7 +10,7 @@ import typer
 
 from ftrain.errors import SettingsError, shown
 
-from .report import note, reported
+from .report import note, reported, warn
 
 FORMATS = ("safetensors", "onnx", "torch-export")
 
@@ -49,7 +49,8 @@ def export(
     opened = attrs.evolve(opened, settings=attrs.evolve(opened.settings, device="cpu", precision="float32"))
     val = prepare.sources(opened.settings)[1]
     images = prepare.images(opened.settings, val, val)
-    state, net, chosen = inference.restore(opened, best=not last)
+    state, net, chosen, damaged = inference.restore(opened, best=not last)
+    warn(damaged)
     target = out or run / "export" / f"{opened.settings.model}{SUFFIXES[format]}"
     note(f"exporting {chosen.name} of {shown(run)} as {format} ...")
     durable.make_folder(target.parent)

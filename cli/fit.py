@@ -14,7 +14,7 @@ from ftrain.errors import SettingsError, shown
 from ftrain.settings import Settings, layered
 
 from .options import given, with_settings
-from .report import note, reported
+from .report import BROKEN_PIPE, note, reported, silence, warn
 from .signals import Stop, watched
 
 if TYPE_CHECKING:
@@ -89,11 +89,17 @@ def _train(asked: dict[str, Any], resume: Path | None, override: bool, stop: Sto
         else:
             run, images = _new(folder, asked)
         stop.waits = True
-        for event in show(loop.fit(run, images, stop=stop), folder):
-            if isinstance(event, loop.Stopped):
-                assert stop.signal
-                sys.exit(128 + stop.signal)
-            _draw(run)
+        events = iter(loop.fit(run, images, stop=stop))
+        try:
+            for event in show(events, folder):
+                if isinstance(event, loop.EpochEnded):
+                    _draw(run)
+        except BrokenPipeError:  # nobody reads on; what was trained is saved all the same
+            silence()
+            stop.code = stop.code or BROKEN_PIPE
+            any(isinstance(event, loop.Stopped) for event in events)
+    if stop.code:
+        sys.exit(stop.code)
 
 
 def _folder(asked: dict[str, Any], resume: Path | None) -> Path:
@@ -121,8 +127,7 @@ def _resumed(folder: Path, asked: dict[str, Any], *, auto: bool, override: bool)
     from ftrain import prepare, provenance, runs
 
     run = runs.open_run(folder)
-    if run.damage:
-        note(f"warning: {run.damage}")
+    warn([run.damage] if run.damage else [])
     before = attrs.asdict(run.settings, recurse=False)
     resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
     _say(notes)
@@ -146,4 +151,4 @@ def _draw(run: Run) -> None:
     try:
         draw_curves(run)
     except Exception as error:  # no picture is worth a run
-        note(f"curves.png could not be drawn ({type(error).__name__}: {error}); training goes on")
+        note(f"curves.png could not be drawn ({type(error).__name__}: {shown(str(error))}); training goes on")

@@ -15,7 +15,7 @@ import typer
 
 from ftrain.errors import DataError, SettingsError, shown
 
-from .report import note, reported
+from .report import note, reported, warn
 
 
 @reported
@@ -44,7 +44,8 @@ def predict(
     settings = attrs.evolve(opened.settings, device=str(prepare.resolve_device(device)))
     opened = attrs.evolve(opened, settings=settings)
     paths = [path for name in images for path in _expand(name)]
-    state, net, _ = inference.restore(opened, best=not last)
+    state, net, _, damaged = inference.restore(opened, best=not last)
+    warn(damaged)
     answers, failures = [], []
     predictions = inference.predict(opened, state, net, paths, top=top)
     for path, found in track(predictions, "predicting", len(paths), console=Console(stderr=True), transient=True):

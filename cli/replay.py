@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import attrs
 import typer
 
 from ftrain.errors import shown
 
-from .report import note, reported
+from .report import note, reported, warn
 
 
 @reported
@@ -21,6 +22,9 @@ def replay(
         Path | None,
         typer.Option("--file", metavar="FILE", help="The picture to write. By default RUN/replay/step_N.png."),
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. By default as in the run.", show_default=False)
+    ] = None,
 ) -> None:
     """Take a step of a run again, to look into it: loss, gradient norms by layer, and the images of its batch."""
     note("loading torch ...")
@@ -28,15 +32,18 @@ def replay(
     from rich.progress import Progress
 
     from ftrain import durable, prepare, provenance, runs
+    from ftrain.loop import Damaged
     from ftrain.replay import Replayed, Replaying
     from ftrain.replay import replay as take_again
 
     from .pictures import draw_batch
 
     opened = runs.open_run(run)
+    where = str(prepare.resolve_device(device or opened.settings.device))
+    opened = attrs.evolve(opened, settings=attrs.evolve(opened.settings, device=where))
     train, val = prepare.sources(opened.settings)
     images = prepare.images(opened.settings, train, val)
-    provenance.resumed_run(opened, opened.settings, images, ["ftrain", *sys.argv[1:]])
+    provenance.resumed_run(opened, opened.settings, images, ["ftrain", *sys.argv[1:]])  # refuses other images
     found = None
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("taking steps", total=step)
@@ -45,6 +52,8 @@ def replay(
                 case Replaying(taken, last):
                     if taken + 1 < last:
                         progress.update(task, completed=taken)
+                case Damaged(cause):
+                    warn([cause])
                 case Replayed():
                     found = event
                 case _:

@@ -6,7 +6,8 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Generator
+import traceback
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ from ftrain.errors import (
     SettingsError,
     TrainingError,
     WorkerError,
+    shown,
     worker_error,
 )
 
@@ -49,6 +51,12 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def warn(causes: Iterable[str]) -> None:
+    """Lines about what is wrong but does not end the command."""
+    for cause in causes:
+        note(f"warning: {cause}")
+
+
 def with_progress(
     work: Generator[Any, None, T], title: str, total: int, *, done: Callable[[Any], int] = lambda event: event
 ) -> T:
@@ -70,6 +78,13 @@ def with_progress(
                 return result
 
 
+def silence() -> None:
+    """Sends what is still to be said nowhere, when nobody reads on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+
+
 def reported(command: Command) -> Command:
     """A command whose errors end it with one message and an exit code; `ftrain --debug` adds the traceback."""
 
@@ -81,10 +96,10 @@ def reported(command: Command) -> Command:
             raise
         except (Exception, KeyboardInterrupt) as error:
             if tracebacks_wanted:
-                raise
+                traceback.print_exc()
             error = (isinstance(error, RuntimeError) and worker_error(error)) or error
             if isinstance(error, BrokenPipeError):  # as `| head` leaves it; nobody reads on
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                silence()
                 sys.exit(BROKEN_PIPE)
             note(f"ftrain: {_message(error)}")
             sys.exit(_exit_code(error))
@@ -106,5 +121,5 @@ def _message(error: BaseException) -> str:
     if isinstance(error, tuple(EXIT_CODES)):
         return str(error)
     if isinstance(error, OSError):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    return f"{type(error).__name__}: {error} (a fault of ftrain's: `ftrain --debug ...` shows where)"
+        return f"{error.strerror or error}{f': {shown(error.filename)}' if error.filename else ''}"
+    return f"{type(error).__name__}: {shown(str(error))} (a fault of ftrain's: `ftrain --debug ...` shows where)"

@@ -8,6 +8,7 @@ in it is on the disk.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +62,8 @@ class Snapshot:
 
 @attrs.frozen(eq=False)
 class Loaded:
-    """What was read: the state, what its manifest says, and the newer checkpoints that could not be read, with why."""
+    """What was read: the state, what its manifest says, and the checkpoints before it that could not be read, with
+    why."""
 
     state: TrainState
     manifest: dict[str, Any]
@@ -82,19 +84,23 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
             return  # at once means at once; what was committed is whole
-        if self._thread:
-            self._thread.join()
         if kind is None or kind is GeneratorExit:
-            self.check()
+            self.finish()
+        elif self._thread:
+            self._thread.join()
 
     def start(self, work: Callable[[], object]) -> None:
         """Has `work` done in the background, when what is being done is done."""
-        if self._thread:
-            self._thread.join()
-        self.check()
+        self.finish()
         # A daemon, so that a process that is to end at once does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
         self._thread.start()
+
+    def finish(self) -> None:
+        """Waits until what was started is done."""
+        if self._thread:
+            self._thread.join()
+        self.check()
 
     def check(self) -> None:
         """Raises what went wrong, if anything did so far."""
@@ -166,28 +172,26 @@ def load(folder: Path, template: TrainState) -> TrainState:
                 raise CheckpointError(f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}")
             leaves = [found.read(name).to(tensor.device) for name, tensor in expected.items()]
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}") from error
+        raise _damaged(path, error) from error
     state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
     return state
 
 
-def load_newest(folder: Path, template: TrainState) -> Loaded | None:
-    """The newest checkpoint that is not damaged, or None if there is none at all.
+def load_first(found: Sequence[Path], template: TrainState) -> Loaded:
+    """The first of some checkpoints, at least one, that is not damaged.
 
     Raises:
-      CheckpointError: if all are damaged, or the newest that is not is of another network.
+      CheckpointError: if all are damaged, or the first that is not is of another network.
     """
     damaged: dict[Path, str] = {}
-    for path in reversed(found := find(folder)):
+    for path in found:
         try:
             return Loaded(load(path, template), read_manifest(path), path, damaged)
         except DamagedError as error:
             damaged[path] = str(error)
-    if not found:
-        return None
     raise CheckpointError(
-        f"none of the {len(found)} checkpoints in {shown(folder)} can be read: {'; '.join(damaged.values())}. Put back "
-        "a copy of one, or begin a new run"
+        f"none of the {len(found)} checkpoints in {shown(found[0].parent)} can be read: {'; '.join(damaged.values())}. "
+        "Put back a copy of one, or begin a new run"
     )
 
 
@@ -221,9 +225,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it says no size of {TENSORS}")
         if manifest["step"] != int(folder.name.removeprefix("step_")):
             raise ValueError(f"it is of step {manifest['step']!r}")
+        if "val" in manifest:
+            float(manifest["val"]["accuracy"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}") from error
+        raise _damaged(path, error) from error
     return manifest
+
+
+def _damaged(path: Path, error: Exception) -> Exception:
+    """What an error of reading says of a file: that it is damaged, unless it is not the file's fault, as for want of
+    the right to read it, or of memory."""
+    theirs = (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+    if isinstance(error, OSError) and error.errno not in theirs:
+        return error
+    return DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}")
 
 
 def folder_of(folder: Path, step: int) -> Path:

@@ -73,7 +73,7 @@ def write(path: Path, parts: Sequence[Part]) -> None:
       OSError: with the bytes that were needed.
     """
     needed = sum(len(part) for part in parts)
-    with _needing(needed, path):
+    with _named(path), _needing(needed, path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             for part in parts:
@@ -89,7 +89,7 @@ def append(path: Path, data: bytes) -> None:
     Raises:
       OSError: with the bytes that were needed; the file is then as it was.
     """
-    with _needing(len(data), path):
+    with _named(path), _needing(len(data), path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         try:
             size = os.fstat(descriptor).st_size
@@ -173,7 +173,7 @@ def _named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if PARTIAL not in str(error.filename):
+        if error.filename is not None and PARTIAL not in str(error.filename):
             raise
         raise OSError(error.errno, error.strerror, str(target)) from error
 

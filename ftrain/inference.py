@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -35,22 +36,40 @@ class Evaluation:
     left_out: tuple[str, ...]
 
 
-def restore(run: Run, *, best: bool = True) -> tuple[TrainState, prepare.Network, Path]:
-    """The state of a run's best checkpoint, or its last, with its network.
+class Restored(NamedTuple):
+    """A state with its network, the checkpoint that it is from, and why better or later ones could not be read."""
+
+    state: TrainState
+    net: prepare.Network
+    folder: Path
+    damaged: tuple[str, ...]
+
+
+def restore(run: Run, *, best: bool = True) -> Restored:
+    """The state of a run's best checkpoint, or its last; of those that can be read.
 
     Raises:
       CheckpointError: if there is none, or it cannot be read.
     """
-    found = checkpoint.find(run.checkpoints)
-    chosen = checkpoint.best(checkpoint.manifests(found)) if best else None
+    found = checkpoint.find(run.checkpoints)[::-1]
+    if not found:
+        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
+    if best:
+        found = _best_first(found)
     net = prepare.network(run.settings, len(run.classes))
     template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
-    if chosen:
-        return checkpoint.load(chosen, template), net, chosen
-    newest = checkpoint.load_newest(run.checkpoints, template)
-    if newest is None:
-        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
-    return newest.state, net, newest.folder
+    loaded = checkpoint.load_first(found, template)
+    return Restored(loaded.state, net, loaded.folder, tuple(loaded.damaged.values()))
+
+
+def _best_first(newest_first: list[Path]) -> list[Path]:
+    """Checkpoints by validation accuracy, the earliest of several; then those that have none, the newest first. Those
+    whose manifest cannot be read come before all, since they may have been the best."""
+    about = checkpoint.manifests(newest_first)
+    judged = [path for path in reversed(newest_first) if "val" in about.get(path, {})]
+    judged.sort(key=lambda path: -float(about[path]["val"]["accuracy"]))
+    unread = [path for path in newest_first if path not in about]
+    return [*unread, *judged, *(path for path in newest_first if path in about and "val" not in about[path])]
 
 
 def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) -> Iterator[int | Evaluation]:

@@ -35,9 +35,12 @@ def holding(folder: Path) -> Iterator[None]:
       BusyError: if another process holds it, or another part of this one.
       OSError: if it cannot be written into.
     """
-    made = durable.make_folder(folder)
     path = folder / LOCK
-    descriptor = _take(path)
+    while True:
+        made = durable.make_folder(folder)
+        with suppress(FileNotFoundError):  # whoever had the empty folder removed it
+            descriptor = _take(path)
+            break
     _held.add(descriptor)
     try:
         os.ftruncate(descriptor, 0)

@@ -18,7 +18,7 @@ from ftrain.checkpoint import Saver, Snapshot
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
 from ftrain.data.order import train_indices
 from ftrain.data.store import Caching, keep
-from ftrain.errors import DataError, TrainingError, memory_error, shown, worker_error
+from ftrain.errors import CheckpointError, DataError, TrainingError, memory_error, shown, worker_error
 from ftrain.log import Log
 from ftrain.metrics import Metrics
 from ftrain.models import WeightsReport
@@ -146,15 +146,23 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     state = prepare.first_state(settings, net, rule)
     log = Log(settings.log_every, per_epoch)
     left_out = LeftOutImages(images, settings.bad_image_cap)
-    evaluated = True
-    if loaded := checkpoint.load_newest(run.checkpoints, state):
+    evaluated, metrics_file = True, None
+    if found:
+        loaded = checkpoint.load_first(found[::-1], state)
         state = loaded.state
-        evaluated = "val" in loaded.manifest or loaded.manifest["step"] % per_epoch != 0
-        left_out.restore(loaded.manifest["left_out"])
-        if sums := loaded.manifest["log"]:
-            log.restore(sums, device)
+        try:
+            evaluated = not (loaded.manifest["to_evaluate"] and loaded.manifest["step"] % per_epoch == 0)
+            metrics_file = int(loaded.manifest["metrics"]["bytes"]), str(loaded.manifest["metrics"]["sha256"])
+            left_out.restore(loaded.manifest["left_out"])
+            if sums := loaded.manifest["log"]:
+                log.restore(sums, device)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            where = shown(loaded.folder / checkpoint.MANIFEST)
+            raise CheckpointError(f"{where} does not say what a run goes on from: {shown(str(error))}") from error
         for path, cause in loaded.damaged.items():
             yield Damaged(f"{cause}; it is kept as {checkpoint.set_aside(path).name}")
+    else:
+        runs.check_not_lost(run)
     step = int(state.step)
     total = settings.epochs * per_epoch
     if step < total:
@@ -167,8 +175,8 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     runs.write(run)
     if net.report:
         runs.write_weights_report(run, net.report)
-    if unreadable := runs.rewind_metrics(run, step, evaluated=evaluated):
-        yield Damaged(f"{unreadable} lines of metrics.jsonl cannot be read; they are kept in metrics.jsonl.damaged")
+    if damage := runs.rewind_metrics(run, metrics_file, step):
+        yield Damaged(damage)
     best = runs.best_epoch(run)
     yield Started(
         settings=settings,
@@ -192,7 +200,15 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     def save(**notes: Any) -> Path:
         nonlocal saved_step
         snapshot, saved_step = Snapshot.of(state, step), step
-        facts = {"left_out": left_out.save(), "log": None, **notes, "classes": run.classes, "config": run.config}
+        facts = {
+            "log": None,
+            "to_evaluate": False,
+            **notes,
+            "left_out": left_out.save(),
+            "metrics": runs.metrics_file(run),
+            "classes": run.classes,
+            "config": run.config,
+        }
         saver.start(functools.partial(_save, run, snapshot, facts))
         return checkpoint.folder_of(run.checkpoints, step)
 
@@ -206,7 +222,8 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     def stopped() -> Iterator[Event]:
         yield from read()
         if step > saved_step:
-            yield Saving(save(epoch=-(-step // per_epoch), log=log.save()))
+            yield Saving(save(epoch=-(-step // per_epoch), log=log.save(), to_evaluate=step % per_epoch == 0))
+        saver.finish()  # said only when it is so
         yield Stopped(step)
 
     with closing(loading):  # ends the workers at once, whatever ends the run
@@ -295,8 +312,8 @@ class LeftOutImages:
 
     def restore(self, causes: dict[str, dict[str, str]]) -> None:
         """Goes on from what `save` gave, back from JSON."""
-        for split, known in causes.items():
-            self.causes[split] = {int(position): cause for position, cause in known.items()}
+        for split in self.causes:
+            self.causes[split] = {int(position): str(cause) for position, cause in causes[split].items()}
 
     def found_while_caching(self, images: Images) -> Iterator[LeftOut]:
         for split, store in (("train", images.train_store), ("val", images.val_store)):

@@ -83,15 +83,21 @@ def resumed_run(
             f"{shown(run.folder)} cannot go on, because its result would change: {'; '.join(changes)}. Give them as "
             "they were, begin a new run, or go on all the same with --override"
         )
+    if len(images.train.classes) != len(run.classes):
+        raise SettingsError(
+            f"{shown(run.folder)} was begun with {len(run.classes)} classes, and there are {len(images.train.classes)} "
+            "now, for which its network has no outputs; begin a new run"
+        )
     again = {"command": list(command), "versions": _versions(), "changes": changes}
     config = {
         **run.config,
         "settings": attrs.asdict(settings),
-        "asked": {**run.config["asked"], **asked},
+        "asked": asked if asked_in_full else {**run.config["asked"], **asked},
         "data": _data(images),
+        "classes": list(images.train.classes),
         "resumed": [*run.config.get("resumed", []), again],
     }
-    return attrs.evolve(run, settings=settings, config=config)
+    return attrs.evolve(run, settings=settings, classes=images.train.classes, config=config)
 
 
 def describe_device(device: torch.device) -> str:

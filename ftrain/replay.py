@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from contextlib import closing
 
 import attrs
 import torch
@@ -17,6 +18,7 @@ from ftrain.errors import SettingsError, memory_error, shown
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer, State
 from ftrain.runs import Run
+from ftrain.state import TrainState
 from ftrain.steps import train_step
 
 
@@ -46,8 +48,9 @@ class Replayed:
     names: list[str]
 
 
-def replay(run: Run, images: Images, step: int) -> Iterator[Caching | Replaying | Replayed]:
-    """Takes a step of a run again: from the nearest checkpoint before it, or from the beginning.
+def replay(run: Run, images: Images, step: int) -> Iterator[Caching | loop.Damaged | Replaying | Replayed]:
+    """Takes a step of a run again: from the nearest checkpoint before it that can be read, or from the beginning. The
+    steps on the way are taken as the run takes them, the last one without compiling.
 
     Args:
       images: of the run, as `provenance.resumed_run` has checked.
@@ -61,19 +64,31 @@ def replay(run: Run, images: Images, step: int) -> Iterator[Caching | Replaying 
     total = settings.epochs * images.steps_per_epoch
     if not 1 <= step <= total:
         raise SettingsError(f"--step takes a step of {shown(run.folder)}, from 1 to {total}; got {step}")
-    device = torch.device(settings.device)
     before = [path for path in checkpoint.find(run.checkpoints) if int(path.name[5:]) < step]
-    net = prepare.network(settings, len(run.classes), weights=None if before else settings.weights)
-    rule = prepare.optimizer(settings, images.steps_per_epoch)
-    state = prepare.first_state(settings, net, rule)
-    if before:
-        state = checkpoint.load(before[-1], state)
-    images = yield from loop.with_caches(images, settings)
+    with prepare.kernels(settings):
+        net = prepare.network(settings, len(run.classes), weights=None if before else settings.weights)
+        rule = prepare.optimizer(settings, images.steps_per_epoch)
+        state = prepare.first_state(settings, net, rule)
+        if before:
+            loaded = checkpoint.load_first(before[::-1], state)
+            state = loaded.state
+            yield from (loop.Damaged(cause) for cause in loaded.damaged.values())
+        images = yield from loop.with_caches(images, settings)
+        try:
+            yield from _taken(run, images, net, rule, state, step)
+        except (RuntimeError, MemoryError) as error:
+            raise memory_error(error, batch_size=images.batch_size) or error from None
+
+
+def _taken(
+    run: Run, images: Images, net: prepare.Network, rule: Optimizer, state: TrainState, step: int
+) -> Iterator[Replaying | Replayed]:
+    settings = run.settings
     take, _ = prepare.steps(settings, net, rule, len(run.classes))
     first = int(state.step)
     jobs = [Job("train", number) for number in range(first, step)]
-    batches = on_device(load(images, jobs, workers=settings.workers or 0), device)
-    try:
+    with closing(load(images, jobs, workers=settings.workers or 0)) as loading:
+        batches = on_device(loading, torch.device(settings.device))
         for taken in range(first, step - 1):
             yield Replaying(taken, step)
             state, _ = take(state, next(batches)[0])
@@ -87,9 +102,8 @@ def replay(run: Run, images: Images, step: int) -> Iterator[Caching | Replaying 
             mix=prepare.mixing(settings, len(run.classes)),
             precision=prepare.dtype(settings),
         )
-        after, metrics = watched(attrs.evolve(state, opt_state=(state.opt_state, {})), batch)  # type: ignore[misc]
-    except (RuntimeError, MemoryError) as error:
-        raise memory_error(error, batch_size=images.batch_size) or error from None
+        recording = TrainState(state.step, state.params, state.buffers, (state.opt_state, {}), state.key)
+        after, metrics = watched(recording, batch)
     yield Replayed(
         step=step,
         metrics=metrics.compute(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,9 +55,10 @@ def hold(folder: Path) -> Iterator[None]:
     """
     _check_is_folder(folder)
     with holding(folder):
-        durable.sweep(folder)
-        if (folder / "checkpoints").is_dir():
-            durable.sweep(folder / "checkpoints")
+        checkpoints = folder / "checkpoints"
+        for place in (folder, checkpoints, *checkpoint.find(checkpoints)):
+            if place.is_dir():
+                durable.sweep(place)
         yield
 
 
@@ -68,10 +70,15 @@ def is_begun(folder: Path) -> bool:
 def check_free(folder: Path) -> None:
     """Raises SettingsError unless a run can have this folder: it is not there, or empty."""
     _check_is_folder(folder)
-    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK and not _is_empty(path) for path in folder.iterdir()):
         raise SettingsError(
             f"{shown(folder)} is not empty; give another folder as --out, or go on with --resume {shown(folder)}"
         )
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether it is a folder for checkpoints that a run had made before it was killed."""
+    return path.name == "checkpoints" and path.is_dir() and not any(path.iterdir())
 
 
 def _check_is_folder(folder: Path) -> None:
@@ -81,7 +88,7 @@ def _check_is_folder(folder: Path) -> None:
 
 def write(run: Run) -> None:
     """Writes config.json and classes.json into the run's folder, which is made if need be."""
-    durable.make_folder(run.folder)
+    durable.make_folder(run.checkpoints)
     durable.write_file(run.folder / CONFIG, sealed.dump(run.config))  # first, since by it the folder is a run's
     durable.write_file(run.folder / CLASSES, json.dumps(list(run.classes), indent=1).encode())
 
@@ -98,7 +105,7 @@ def open_run(folder: Path) -> Run:
     damage = None
     try:
         return _run(folder, sealed.read(folder / CONFIG))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         damage = f"{shown(folder / CONFIG)} cannot be read: {_cause(error)}"
     for path in reversed(checkpoint.find(folder / "checkpoints")):
         try:
@@ -112,6 +119,14 @@ def open_run(folder: Path) -> Run:
 def _run(folder: Path, config: dict[str, Any]) -> Run:
     if missing := [name for name in FACTS if name not in config]:
         raise ValueError(f"{CONFIG} does not say its {', '.join(missing)}")
+    for split in ("train", "val"):
+        for name in ("from", "images", "fingerprint", "classes"):
+            config["data"][split][name]
+        dict(config["data"][split]["classes"])
+    if not (isinstance(config["asked"], dict) and isinstance(config["settings"], dict)):
+        raise TypeError(f"{CONFIG} does not say its settings")
+    if not all(isinstance(text, str) for text in (*config["command"], *config["classes"])):
+        raise TypeError(f"{CONFIG} does not say command and classes")
     settings = Settings(**from_mapping(dict(config["settings"]), source=CONFIG))
     return Run(folder, settings, tuple(config["classes"]), config)
 
@@ -144,23 +159,49 @@ def read_metrics(run: Run) -> tuple[list[dict[str, Any]], int]:
     return lines, len(found) - len(lines)
 
 
-def rewind_metrics(run: Run, step: int, *, evaluated: bool) -> int:
-    """Takes out of metrics.jsonl what is about to be written again by a run that goes on from a step. Returns how many
-    lines could not be read; those are in metrics.jsonl.damaged then.
+def metrics_file(run: Run) -> dict[str, Any]:
+    """What a checkpoint notes of metrics.jsonl as it is now: its size and SHA-256."""
+    data = (run.folder / METRICS).read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def rewind_metrics(run: Run, noted: tuple[int, str] | None, step: int) -> str | None:
+    """Takes out of metrics.jsonl what is about to be written again by a run that goes on from a step.
 
     Args:
-      evaluated: whether the line of the epoch that ends with the step stays.
+      noted: size and SHA-256 of the file when the step's checkpoint was written; None where a run begins.
+
+    Returns:
+      What is wrong with the file, if anything is. It is in metrics.jsonl.damaged then, and those of its lines that can
+      be read are kept, up to the step.
     """
+    path = run.folder / METRICS
+    if noted is None:
+        durable.write_file(path, b"")
+        return None
+    data = path.read_bytes() if path.exists() else b""
+    size, digest = noted
+    kept = data[:size]
+    if hashlib.sha256(kept).hexdigest() == digest:
+        durable.write_file(path, kept)
+        return None
+    durable.write_file(run.folder / f"{METRICS}.damaged", data)
     lines, unreadable = read_metrics(run)
-    if unreadable:
-        durable.write_file(run.folder / f"{METRICS}.damaged", (run.folder / METRICS).read_bytes())
-    kept = [
-        line
-        for line in lines
-        if line["step"] < step or (line["step"] == step and (evaluated or line["kind"] != "epoch"))
-    ]
-    durable.write_file(run.folder / METRICS, _as_lines(kept))
-    return unreadable
+    durable.write_file(path, _as_lines([line for line in lines if line["step"] <= step]))
+    return (
+        f"{METRICS} is not what was written, and {unreadable} of its lines cannot be read; it is kept as "
+        f"{METRICS}.damaged"
+    )
+
+
+def check_not_lost(run: Run) -> None:
+    """Raises CheckpointError for a run that must have had checkpoints and has none."""
+    epochs = [line for line in read_metrics(run)[0] if line["kind"] == "epoch"]
+    # The first is written while the second epoch goes on; with a third line it had been committed.
+    if len(epochs) > 2 or ((run.folder / CONFIG).exists() and not run.checkpoints.is_dir()):
+        raise CheckpointError(
+            f"the checkpoints of {shown(run.folder)} are gone; put them back, or begin a new run in another folder"
+        )
 
 
 def best_epoch(run: Run) -> tuple[int, float] | None:

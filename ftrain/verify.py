@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import attrs
 import torch
 
-from ftrain import checkpoint, loop, provenance, runs
+from ftrain import checkpoint, loop, prepare, provenance, runs
 from ftrain.data.load import Images
+from ftrain.errors import SettingsError
 from ftrain.settings import Settings
 from ftrain.tensorfile import TensorFile
 
@@ -47,9 +48,17 @@ def verify_resume(settings: Settings, images: Images, *, steps: int) -> Iterator
 
     Args:
       settings: resolved.
-      steps: at least 2; no more are taken than the run has.
+      steps: no more are taken than the run has.
+
+    Raises:
+      SettingsError: for a run of one step.
     """
     steps = min(steps, settings.epochs * images.steps_per_epoch)
+    if steps < 2:
+        raise SettingsError("a run of one step cannot be stopped and resumed; give more --epochs or a smaller batch")
+    net = prepare.network(settings, len(images.train.classes))
+    names = list(checkpoint.named(prepare.first_state(settings, net, prepare.optimizer(settings, steps))))
+    del net
     stop = steps // 2
     other_workers = attrs.evolve(settings, workers=0 if settings.workers else 1)
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:
@@ -60,21 +69,20 @@ def verify_resume(settings: Settings, images: Images, *, steps: int) -> Iterator
         _in_new_process(settings, images, stopped, stop)
         yield Part("resumed from there", stop, steps)
         _in_new_process(other_workers, images, stopped, steps)
-        yield compare(*(checkpoint.folder_of(folder / "checkpoints", steps) for folder in (whole, stopped)))
+        one, other = (checkpoint.folder_of(folder / "checkpoints", steps) for folder in (whole, stopped))
+        yield compare(one, other, names)
 
 
-def compare(one: Path, other: Path) -> Verdict:
-    """Compares the tensors of two checkpoints bit by bit."""
+def compare(one: Path, other: Path, names: Sequence[str]) -> Verdict:
+    """Compares these tensors of two checkpoints bit by bit."""
     with open(one / checkpoint.TENSORS, "rb") as first, open(other / checkpoint.TENSORS, "rb") as second:
         ours, theirs = TensorFile(first), TensorFile(second)
-        names = list(ours.kinds())
         different = {}
         for name in names:
             a, b = ours.read(name), theirs.read(name)
             if not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)):
                 different[name] = float((a.double() - b.double()).abs().max())
-    order = {"step": 0, "params": 1, "buffers": 2, "opt_state": 3, "key": 4}
-    return Verdict(len(names), dict(sorted(different.items(), key=lambda pair: order[pair[0].split("/")[0]])))
+    return Verdict(len(names), different)
 
 
 def _in_new_process(settings: Settings, images: Images, folder: Path, last: int) -> None:

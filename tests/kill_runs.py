@@ -153,7 +153,9 @@ def main(root, seed):
         if number % 4 == 0:  # killed once more, somewhere on the way
             in_child(functools.partial(disturbed, place=(draw.randrange(len(calls)), "before")))
         began = time.monotonic()
-        if in_child(lambda folder=folder: train(folder)) != 0 or result(folder) != expected:
+        ended = in_child(lambda folder=folder: train(folder))
+        left = [path for path in folder.rglob(".*") if path.name != ".lock"]
+        if ended != 0 or result(folder) != expected or left:
             lost.append(place)
         seconds = max(seconds, time.monotonic() - began)
         shutil.rmtree(folder)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import attrs
@@ -20,7 +21,7 @@ from kill_runs import Calls, watching
 from tiny_runs import STEPS, begin_or_go_on, images, network, result, settings, tiny_network, train
 
 import ftrain
-from ftrain import checkpoint, durable, loop, prepare, provenance, runs
+from ftrain import checkpoint, durable, loop, prepare, provenance, runs, sealed
 from ftrain.data.order import train_indices
 from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
 from ftrain.losses import cross_entropy
@@ -55,6 +56,73 @@ def test_a_run_that_is_signalled_ends_between_steps_and_goes_on(tmp_path, capsys
         print(f"\n{done.stdout}")
     assert "22 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
+
+
+SIGNALLED = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from ftrain_cli import signals
+from tiny_runs import images, settings, tiny_network
+from ftrain import checkpoint, loop, provenance, runs
+import attrs
+
+what, folder = sys.argv[2], Path(sys.argv[3])
+
+class Slow:
+    def __init__(self, source): self.source = source
+    def __getattr__(self, name): return getattr(self.source, name)
+    def __len__(self): return len(self.source)
+    def open(self, position): time.sleep(600)
+
+batches, options = images(), {}
+if what == "workers that hang":
+    batches, options = attrs.evolve(batches, train=Slow(batches.train)), {"workers": 1}
+with signals.watched() as stop, tiny_network(), runs.hold(folder):
+    stop.waits = True
+    run = provenance.new_run(settings(**options), images(), folder, [])
+    for event in loop.fit(run, batches, stop=stop):
+        if isinstance(event, loop.Started if options else loop.StepTaken):
+            os.write(1, b".")
+            time.sleep(0 if options else 0.5)
+sys.exit(stop.code)
+"""
+
+
+def signalled(what, folder, count, **options):
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent), what, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        assert process.stdout.read(1) == b"."
+        if process.stderr:
+            process.stderr.close()
+        for _ in range(count):
+            time.sleep(1.0)
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+    return process.returncode
+
+
+def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
+    assert signalled("workers that hang", tmp_path / "run", 2) == 143
+    with runs.hold(tmp_path / "run"):
+        pass
+
+
+def test_a_signal_saves_though_nobody_reads_what_is_said(tmp_path):
+    assert signalled("steps", tmp_path / "run", 1, stderr=subprocess.PIPE) == 143
+    assert len(checkpoint.find(tmp_path / "run" / "checkpoints")) > 0
+
+
+def test_a_save_that_fails_at_a_stop_is_not_taken_for_a_stop(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        stopped_at(tmp_path / "run", is_step(1))
 
 
 # --- stopped, and gone on
@@ -133,6 +201,16 @@ def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
     assert stopped_at(run.folder, is_step(3), (run, batches))[-1] == loop.Stopped(3)
     ends = [event for event in stopped_at(run.folder, is_step(0), (run, batches)) if isinstance(event, loop.EpochEnded)]
     assert [end.left_out for end in ends] == [2, 2]
+
+
+def test_a_batch_size_that_is_overridden_goes_on_from_within_an_epoch(tmp_path):
+    folder = tmp_path / "run"
+    stopped_at(folder, is_step(2))
+    run = runs.open_run(folder)
+    batches = attrs.evolve(images(), batch_size=6)  # of which step 2 ends an epoch
+    other = provenance.resumed_run(run, settings(batch_size=6), batches, ["ftrain"], override=True)
+    ends = [event for event in stopped_at(folder, is_step(0), (other, batches)) if isinstance(event, loop.EpochEnded)]
+    assert [end.epoch for end in ends] == [2]
 
 
 # --- one process at a time
@@ -367,15 +445,26 @@ def test_a_run_with_a_damaged_file_ends_as_if_it_were_whole(undisturbed, tmp_pat
         (folder / name).write_bytes(data)
     else:
         (folder / name).write_bytes(b"" if how == "empty" else data[: len(data) // 2])
+    step = Path(name).parent.name
+    for path in checkpoint.find(folder / "checkpoints"):
+        if path.name > step.ljust(1, "~"):  # so that the damaged one is the newest
+            shutil.rmtree(path)
+    damage = runs.open_run(folder).damage
+    assert (damage is None) == (name != "config.json")
+    if step == "step_00000004":
+        with pytest.raises(CheckpointError, match="none of the 1 checkpoints in .*step_00000004"):
+            train(folder)
+        return
     said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
-    last = checkpoint.find(folder / "checkpoints")[-1]
-    assert last.name == "step_00000008"
-    assert (last / "state.safetensors").read_bytes() == (undisturbed / COMMITTED[5]).read_bytes()
-    if "step_00000008" in name:
+    if step:
         assert len(said) == 1
-        assert "step_00000008" in said[0] and "it is kept as set_aside_step_00000008" in said[0]
-        assert (folder / "checkpoints" / "set_aside_step_00000008").is_dir()
-    if name != "metrics.jsonl":
+        assert step in said[0] and f"it is kept as set_aside_{step}" in said[0]
+        assert (folder / "checkpoints" / f"set_aside_{step}").is_dir()
+    if name == "metrics.jsonl":
+        assert len(said) == 1
+        assert said[0].startswith("metrics.jsonl is not what was written, and ")
+        assert (checkpoint.find(folder / "checkpoints")[-1] / "state.safetensors").is_file()
+    else:
         assert result(folder) == result(undisturbed)
 
 
@@ -386,7 +475,9 @@ def test_a_bit_that_flips_in_the_newest_manifest_or_the_settings_is_found(undist
         data = bytearray((folder / name).read_bytes())
         data[offset % len(data)] ^= 1
         (folder / name).write_bytes(data)
-    train(folder)
+    assert "config.json cannot be read" in runs.open_run(folder).damage
+    [said] = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert "step_00000008/manifest.json cannot be read" in said
     assert result(folder) == result(undisturbed)
 
 
@@ -420,9 +511,77 @@ def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp
     damaged = b"\x00" * first + data[first:]
     (folder / "metrics.jsonl").write_bytes(damaged)
     said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
-    assert said == ["1 lines of metrics.jsonl cannot be read; they are kept in metrics.jsonl.damaged"]
+    assert said == [
+        "metrics.jsonl is not what was written, and 1 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+    ]
     assert (folder / "metrics.jsonl.damaged").read_bytes() == damaged
     assert (folder / "metrics.jsonl").read_bytes() == data[first + 1 :]
+
+
+def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 7.', 1))
+    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert said == [
+        "metrics.jsonl is not what was written, and 0 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+    ]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    lines = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone; put them back"):
+        train(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_a_checkpoint_that_cannot_be_opened_at_the_moment_is_not_taken_for_damaged(
+    undisturbed, tmp_path, monkeypatch, number
+):
+    folder = copied(undisturbed, tmp_path / "run")
+
+    def refuse(path, *arguments):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "read", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+    assert len(checkpoint.find(folder / "checkpoints")) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_out": {"train": 7, "val": {}}},
+        {"left_out": None},
+        {"log": {"line": 7, "epoch": None}},
+        {"log": {"line": {"loss": "x"}, "epoch": None}},
+        {"to_evaluate": None, "metrics": None, "left_out": 7},
+        {"metrics": {"bytes": "all"}},
+        {"val": {}},
+    ],
+)
+def test_a_manifest_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+    folder = copied(undisturbed, tmp_path / "run")
+    for path in checkpoint.find(folder / "checkpoints"):
+        document = {**sealed.read(path / "manifest.json"), **changes}
+        (path / "manifest.json").write_bytes(sealed.dump(document))
+    with pytest.raises(CheckpointError, match="manifest.json"):
+        train(folder)
+
+
+@pytest.mark.parametrize("changes", [{"data": 7}, {"asked": 7}, {"classes": 7}, {"command": [7]}, {"settings": []}])
+def test_a_configuration_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+    folder = copied(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    document = {**sealed.read(folder / "config.json"), **changes}
+    (folder / "config.json").write_bytes(sealed.dump(document))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        runs.open_run(folder)
 
 
 def test_order_comes_from_step_numbers_and_not_from_clocks(undisturbed, tmp_path):

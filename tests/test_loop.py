@@ -105,7 +105,7 @@ def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkey
     ends = [event for event in loop.fit(run, images) if isinstance(event, loop.EpochEnded)]
     assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
-    _, _, chosen = inference.restore(run)
+    chosen = inference.restore(run).folder
     assert chosen.name == "step_00000006"
 
 
@@ -126,7 +126,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_and_leaves_the_last_checkp
 def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_path):
     run, images = begin(data, tmp_path / "run", epochs=1)
     list(loop.fit(run, images))
-    state, net, _ = inference.restore(run)
+    state, net, *_ = inference.restore(run)
     results = [
         list(inference.evaluate(run, state, net, attrs.evolve(images, eval_batch_size=size)))[-1]
         for size in (1, 3, 4, 64)

@@ -311,7 +311,7 @@ def test_names_of_classes_are_data(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-DATA = {split: {"from": "\x1b]0;harm\x07", "images": 1} for split in ("train", "val")}
+DATA = {split: {"from": "\x1b]0;harm\x07", "images": 1, "fingerprint": "", "classes": {}} for split in ("train", "val")}
 
 
 @pytest.mark.parametrize("path", sorted(Path(ftrain.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)

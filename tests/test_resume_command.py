@@ -95,6 +95,31 @@ def test_auto_refuses_a_setting_that_is_not_given_any_more(data, tmp_path):
     assert code == 0, said
 
 
+def test_an_override_is_what_counts_from_then_on(data, tmp_path):
+    folder = tmp_path / "run"
+    assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
+    assert ftrain_command(*command(data, folder), "--override")[0] == 0
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+
+
+def test_other_classes(complete, data, tmp_path):
+    renamed, added = tmp_path / "renamed", tmp_path / "added"
+    for other in (renamed, added):
+        shutil.copytree(data, other)
+    for split in ("train", "val"):
+        (renamed / split / "odd").rename(renamed / split / "strange")
+        shutil.copytree(added / split / "odd", added / split / "third")
+    folder = begun(complete, tmp_path / "run", steps=6)
+    code, said = ftrain_command(*command(added, folder), "--override")
+    assert code == 2
+    assert "was begun with 2 classes, and there are 3 now, for which its network has no outputs" in said
+    code, said = ftrain_command(*command(renamed, folder), "--override")
+    assert code == 0, said
+    assert json.loads((folder / "classes.json").read_text()) == ["even", "strange"]
+    assert runs.open_run(folder).classes == ("even", "strange")
+
+
 def test_harmless_changes_are_taken(complete, data, tmp_path):
     folder = begun(complete, tmp_path / "run", steps=6)
     changes = ["--workers", 1, "--keep-last", 5, "--checkpoint-every", "1", "--save-station", 1]

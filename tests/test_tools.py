@@ -1,6 +1,7 @@
 """What looks at runs and makes something of them: export, replay and verify-resume."""
 
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -48,7 +49,7 @@ def answers(run):
     opened = runs.open_run(run)
     val = prepare.sources(opened.settings)[1]
     images = prepare.images(opened.settings, val, val)
-    state, net, _ = inference.restore(opened)
+    state, net, *_ = inference.restore(opened)
     pixels = torch.stack([val_pixels(images, position) for position in range(5)])
     return pixels, net.apply(state.params, state.buffers, pixels, train=False)[0]
 
@@ -145,6 +146,31 @@ def test_a_replayed_step_says_the_gradient_of_every_layer(tmp_path, monkeypatch)
     assert len(found.names) == 3
 
 
+def test_damage_is_named_and_another_checkpoint_is_used(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    found = checkpoint.find(folder / "checkpoints")
+    assert [path.name for path in found] == ["step_00000002", "step_00000003", "step_00000004", "step_00000006"]
+    for path in (found[1], found[3]):
+        (path / "state.safetensors").write_bytes(b"")
+    for arguments in (["export", folder, "--last"], ["evaluate", folder, "--last"], ["replay", folder, "--step", 4]):
+        result = ftrain_command(*arguments)
+        assert result.exit_code == 0, result.output
+        damaged = found[1] if "replay" in arguments else found[3]
+        assert f"warning: {damaged / 'state.safetensors'} is damaged" in result.output
+    assert checkpoint.find(folder / "checkpoints") == found
+
+
+def test_the_best_checkpoint_comes_first_and_damage_in_it_is_named(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    best = inference.restore(runs.open_run(folder)).folder
+    (best / "manifest.json").write_bytes(b"")
+    restored = inference.restore(runs.open_run(folder))
+    assert restored.folder != best
+    assert len(restored.damaged) == 1 and best.name in restored.damaged[0]
+
+
 def test_a_step_that_a_run_does_not_have(run):
     result = ftrain_command("replay", run, "--step", 99)
     assert result.exit_code == 2
@@ -167,14 +193,15 @@ def test_verify_resume_names_the_tensor_that_differs_first(data, tmp_path, monke
     def compared(settings, images, *, steps):
         last = [checkpoint.find(tmp_path / name / "checkpoints")[-1] for name in ("whole", "stopped")]
         yield verify.Part("without a stop", 0, 6)
-        yield verify.compare(*last)
+        yield verify.compare(*last, names)
 
+    names = list(checkpoint.named(state_of(tmp_path / "whole")))
     monkeypatch.setattr(verify, "verify_resume", compared)
     result = ftrain_command("verify-resume", "--data", data, "--model", MODEL, "--device", "cpu", "--batch-size", 4)
     assert result.exit_code == 1
-    assert ": params/0.bias differs first, by up to " in result.output
-    same = verify.compare(*[checkpoint.find(tmp_path / "whole" / "checkpoints")[-1]] * 2)
-    assert same == verify.Verdict(len(checkpoint.named(state_of(tmp_path / "whole"))), {})
+    assert ": params/0.weight differs first, by up to " in result.output
+    last = checkpoint.find(tmp_path / "whole" / "checkpoints")[-1]
+    assert verify.compare(last, last, names) == verify.Verdict(len(names), {})
 
 
 def state_of(folder):

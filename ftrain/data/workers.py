@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
@@ -42,13 +43,17 @@ def work(
             worker_init_fn=_leave_signals_to_parent,
             generator=torch.Generator(),  # else the loader takes its workers' seed from the global one
         )
+        others = set(multiprocessing.active_children())
         results = iter(loader)
+        ours = set(multiprocessing.active_children()) - others
     try:
         yield from results
     except RuntimeError as error:
         raise worker_error(error) or error from None
     finally:
         del results  # ends the workers, which an error's traceback would keep alive
+        for worker in ours:
+            worker.kill()  # one that is stuck, and that the interpreter would wait for
 
 
 def _leave_signals_to_parent(worker: int) -> None:
