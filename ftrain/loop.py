@@ -132,7 +132,8 @@ def fit(run: Run, images: Images, *, stop: Callable[[], bool] = lambda: False) -
         with prepare.kernels(run.settings), Saver() as saver:
             yield from _fit(run, images, saver, stop)
     except (RuntimeError, MemoryError) as error:
-        raise memory_error(error, batch_size=images.batch_size) or worker_error(error) or error from None
+        sizes = {"batch_size": images.batch_size, "accumulate": run.settings.accumulate}
+        raise memory_error(error, **sizes) or worker_error(error) or error from None
 
 
 def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> Iterator[Event]:

@@ -69,6 +69,7 @@ def functionalize(module: torch.nn.Module) -> Functional:
     buffers = dict(module.named_buffers())
     mutable = tuple(buffers)
     skeletons = {train: _skeleton(module, train) for train in (True, False)}
+    tied = _has_ties(module)
 
     def apply(
         params: Tensors,
@@ -83,7 +84,7 @@ def functionalize(module: torch.nn.Module) -> Functional:
         # One dict, because functional_call loses buffers that a module reassigns when it is given several.
         tensors = {**params, **buffers, **{name: buffers[name].clone() for name in mutable}}
         with keyed_draws(key):
-            outputs = functional_call(skeletons[train], tensors, inputs)
+            outputs = functional_call(skeletons[train], tensors, inputs, tie_weights=tied)
         return outputs, {name: tensors[name] for name in buffers}
 
     param_names, buffer_names = frozenset(params), frozenset([*buffers, *frozen])
@@ -125,6 +126,12 @@ def normalized(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...])
 
 def _copies(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _has_ties(module: torch.nn.Module) -> bool:
+    """Whether a tensor has several names, which functional_call looks for at every call unless it is told."""
+    names = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return len(names) > len({id(tensor) for _, tensor in names})
 
 
 def _skeleton(module: torch.nn.Module, train: bool) -> torch.nn.Module:

@@ -86,6 +86,10 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
             f"--batch-size is {batch_size}, but {shown(train.title)} holds only {len(train)} images; "
             f"give a batch size of at most {len(train)}"
         )
+    if batch_size % settings.accumulate:
+        raise SettingsError(
+            f"--accumulate splits a batch into equal parts; got {settings.accumulate} for a batch of {batch_size}"
+        )
     sizes = _quick_check(train, settings)
     _quick_check(val, settings)
     short_side = int(np.median(sizes.min(axis=1)))
@@ -295,6 +299,7 @@ def steps(
         loss=training_loss(settings),
         mix=mixing(settings, classes),
         precision=precision,
+        accumulate=settings.accumulate,
         skip_nonfinite=True,
     )
     judge = functools.partial(eval_step, apply=net.apply, loss=LOSSES[settings.loss], precision=precision)
@@ -322,21 +327,23 @@ def kernels(settings: Settings) -> Iterator[None]:
 
 
 def check_batch(settings: Settings, net: Network) -> None:
-    """Tries a batch of one, over which BatchNorm cannot normalise where only one pixel is left.
+    """Tries one example where the network sees them one by one, over which BatchNorm cannot normalise where only one
+    pixel is left.
 
     Raises:
       SettingsError: if the network cannot be trained on it.
     """
-    if settings.batch_size != 1 or not settings.image_size:
+    if settings.batch_size != settings.accumulate or not settings.image_size:
         return
     size = settings.image_size
     example = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=settings.device)
     try:
         net.apply(net.params, net.buffers, example, train=True, key=ftrain.random.key(0, device=settings.device))
     except ValueError as error:
+        parts = f" in {settings.accumulate} parts" if settings.accumulate > 1 else ""
         raise SettingsError(
-            f"--batch-size 1 is too small for {settings.model} at --image-size {size}: {error}; give a batch size of "
-            "at least 2"
+            f"--batch-size {settings.batch_size} is too small for {settings.model} at --image-size {size}{parts}: "
+            f"{error}; give a batch size of at least {2 * settings.accumulate}"
         ) from error
 
 

@@ -77,7 +77,7 @@ def replay(run: Run, images: Images, step: int) -> Iterator[Caching | loop.Damag
         try:
             yield from _taken(run, images, net, rule, state, step)
         except (RuntimeError, MemoryError) as error:
-            raise memory_error(error, batch_size=images.batch_size) or error from None
+            raise memory_error(error, batch_size=images.batch_size, accumulate=settings.accumulate) or error from None
 
 
 def _taken(

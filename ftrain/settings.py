@@ -267,6 +267,13 @@ class Settings:
     eval_batch_size: int | None = _setting(
         None, "Training", "Examples in an evaluation step. By default as --batch-size.", _whole(1)
     )
+    accumulate: int = _setting(
+        1,
+        "Training",
+        "Equal parts into which a batch is split, one after the other on the device, for less memory. The update is "
+        "that of the whole batch, but for BatchNorm, which sees the parts.",
+        _whole(1),
+    )
     optimizer: OptimizerName = _setting("adamw", "Training", "adamw, adam, sgd or adagrad.", _one_of(OptimizerName))
     lr: float | None = _setting(
         None,

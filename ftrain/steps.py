@@ -18,7 +18,7 @@ from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, global_norm
 from ftrain.state import TrainState, bury
-from ftrain.transforms import tracing
+from ftrain.transforms import differentiated_once, tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Part = Callable[..., tuple[Tensor, tuple[Metrics, Tensors]]]
@@ -197,7 +197,7 @@ def _grad(
         return grads, aux
     # Eager autograd gives the same gradients without functorch's wrapping, which costs up to a fifth of the step.
     leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
-    with torch.enable_grad():
+    with differentiated_once(), torch.enable_grad():
         total, aux = objective(leaves)
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.detach, aux)

@@ -357,6 +357,8 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "there is no file of weights at no.pth", *fit, *QUICK, "--weights", "no.pth", "--out", "new")
     refused(2, "there is no file of weights at ~nosuchuser/no.pth", *fit, *QUICK, "--weights", "~nosuchuser/no.pth")
     refused(2, "--batch-size 1 is too small for resnet18", *fit, "--model", "resnet18", "--batch-size", 1)
+    refused(2, "--accumulate splits a batch into equal parts; got 3 for a batch of 4", *fit, *QUICK, "--accumulate", 3)
+    refused(2, "--batch-size 4 is too small for resnet18 at", *fit, *QUICK, "--model", "resnet18", "--accumulate", 4)
     refused(2, "--warmup-epochs must be fewer than --epochs; got 2 of 2", *fit, *QUICK, "--warmup-epochs", 2)
     refused(2, "--override is for a run that goes on", *fit, "--override")
     refused(2, "--out is for a new run", *fit, "--resume", "full", "--out", "new")

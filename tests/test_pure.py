@@ -175,10 +175,15 @@ def test_donated_state_is_written_over_and_raises_when_touched():
     assert {name: param.data_ptr() for name, param in new.params.items()} == memory
     for name, param in expected.params.items():
         torch.testing.assert_close(param, new.params[name], rtol=1e-6, atol=1e-7)
-    with pytest.raises(ftrain.DonatedError, match="this state was donated to a step"):
+    newest, _ = donating(new, batch)
+    for _ in range(15):
+        newest, _ = donating(newest, batch)
+    # Whatever was written into its memory since.
+    with pytest.raises(ftrain.DonatedError, match="this state was donated to step 1, which wrote"):
         _ = copy.params
-    with pytest.raises(ftrain.DonatedError):
-        donating(copy, batch)
+    with pytest.raises(ftrain.DonatedError, match="this state was donated to step 2, "):
+        donating(new, batch)
+    assert newest.step == 17
 
 
 @frozen
@@ -215,7 +220,7 @@ def test_eager_donation_gives_the_same_bits_in_the_same_memory():
     new, _ = ftrain.train_step(copy, batch, apply=apply, optimizer=optimizer, donate=True)
     assert {name: param.data_ptr() for name, param in new.params.items()} == memory
     assert all(torch.equal(param, new.params[name]) for name, param in expected.params.items())
-    with pytest.raises(ftrain.DonatedError, match="this state was donated to a step"):
+    with pytest.raises(ftrain.DonatedError, match="this state was donated to step 1, "):
         _ = copy.step
 
 

@@ -66,6 +66,12 @@ def test_auto_without_out_has_a_folder_by_the_model(data, tmp_path, monkeypatch)
     assert (tmp_path / "runs" / "shufflenet_v2_x0_5" / "auto" / "config.json").is_file()
 
 
+def test_a_run_in_parts(data, tmp_path):
+    code, said = ftrain_command(*command(data, tmp_path / "run"), "--batch-size", 4, "--accumulate", 2)
+    assert code == 0, said
+    assert runs.open_run(tmp_path / "run").settings.accumulate == 2
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
