@@ -3,8 +3,9 @@
     python benchmarks/step.py [--models resnet18,...] [--rounds 7] [--compile]
 
 The loop: zero_grad, forward, backward, torch.optim.AdamW with its defaults. Both take the same steps from the same
-weights on float images in memory. Each round takes them in turn, STEPS of each; the ratio is the median over the rounds
-of ftrain's time by the loop's. With --compile the compiled step is measured too, with the time of its first call: cold
+weights on float images in memory, each in a process of its own, since what one frees and the other takes up is part of
+neither. Each round takes them in turn, STEPS of each; the ratio is the median over the rounds of ftrain's time by the
+loop's. With --compile the compiled step is measured too, with the time of its first call: cold
 in an empty cache, warm in a new process that finds the cache filled. Memory is the peak of a process of its own above
 what it has before it builds the network. To reach, for the better of eager and compiled: 0.95, and for
 mobilenet_v3_small compiled 0.55; memory 1.05 with donation.
@@ -94,9 +95,36 @@ def status(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
+def serve(name, way):
+    """In a process of its own: takes as many steps as each line says, and answers with the seconds of one."""
+    step = WAYS[way](name)
+    for line in sys.stdin:
+        print(timed(step, int(line)), flush=True)
+
+
+class Served:
+    """Steps taken in another process."""
+
+    def __init__(self, name, way):
+        command = [sys.executable, __file__, "--serve", name, way]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def timed(self, count):
+        print(count, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def probe(name, way):
     """In a process of its own: peak memory in MB, and seconds of the first call."""
-    timed(by_hand("mobilenet_v3_small"), 1)  # what torch loads when it is first used
+    warm = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8, 2)
+    )
+    warm(torch.randn(2, 3, 3, 3)).sum().backward()  # loads what torch loads when it is first used
+    torch.optim.AdamW(warm.parameters()).step()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
     step = WAYS[way](name)
@@ -117,9 +145,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--probe", nargs=2)
+    parser.add_argument("--serve", nargs=2)
     options = parser.parse_args()
     if options.probe:
         probe(*options.probe)
+        return
+    if options.serve:
+        serve(*options.serve)
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
     print(f"{options.rounds} rounds of {STEPS} steps; milliseconds a step, MB at the peak")
@@ -134,10 +166,12 @@ def main():
                 warm = probed(name, "compiled", TORCHINDUCTOR_CACHE_DIR=cache)["first"]
                 print(f"  compiling: {cold:.0f} s cold, {warm:.0f} s warm", flush=True)
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-            steps = {way: WAYS[way](name) for way in ways}
-            for step in steps.values():
-                timed(step, 2)
-            rounds = [{way: timed(step, STEPS) for way, step in steps.items()} for _ in range(options.rounds)]
+            served = {way: Served(name, way) for way in ways}
+            for steps in served.values():
+                steps.timed(3)
+            rounds = [{way: steps.timed(STEPS) for way, steps in served.items()} for _ in range(options.rounds)]
+            for steps in served.values():
+                steps.end()
         for way in ways:
             ratio = statistics.median(times[way] / times["hand"] for times in rounds)
             middle = statistics.median(times[way] for times in rounds)

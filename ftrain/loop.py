@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from ftrain import checkpoint, prepare, runs
-from ftrain.checkpoint import Saver, Snapshot
+from ftrain.checkpoint import Loaded, Saver, Snapshot
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
 from ftrain.data.order import train_indices
 from ftrain.data.store import Caching, keep
@@ -151,15 +151,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     if found:
         loaded = checkpoint.load_first(found[::-1], state)
         state = loaded.state
-        try:
-            evaluated = not (loaded.manifest["to_evaluate"] and loaded.manifest["step"] % per_epoch == 0)
-            metrics_file = int(loaded.manifest["metrics"]["bytes"]), str(loaded.manifest["metrics"]["sha256"])
-            left_out.restore(loaded.manifest["left_out"])
-            if sums := loaded.manifest["log"]:
-                log.restore(sums, device)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            where = shown(loaded.folder / checkpoint.MANIFEST)
-            raise CheckpointError(f"{where} does not say what a run goes on from: {shown(str(error))}") from error
+        evaluated, metrics_file = _restore(loaded, log, left_out, device)
         for path, cause in loaded.damaged.items():
             yield Damaged(f"{cause}; it is kept as {checkpoint.set_aside(path).name}")
     else:
@@ -271,6 +263,26 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
             best = max(best or (epoch, val["accuracy"]), (epoch, val["accuracy"]), key=lambda pair: pair[1])
             kept = save(epoch=epoch, val=val)
             yield EpochEnded(epoch, train, val, left_out.count, kept, *best)
+
+
+def _restore(loaded: Loaded, log: Log, left_out: LeftOutImages, device: torch.device) -> tuple[bool, tuple[int, str]]:
+    """Takes up what a manifest notes, and returns whether the epoch that ends with its step, if one does, has been
+    evaluated, and what metrics.jsonl was.
+
+    Raises:
+      CheckpointError: if it does not say these things.
+    """
+    try:
+        notes = loaded.manifest
+        left_out.restore(notes["left_out"])
+        if sums := notes["log"]:
+            log.restore(sums, device)
+        # Under another batch size the step may be in the middle of an epoch.
+        evaluated = not (notes["to_evaluate"] and notes["step"] % log.per_epoch == 0)
+        return evaluated, (int(notes["metrics"]["bytes"]), str(notes["metrics"]["sha256"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = shown(loaded.folder / checkpoint.MANIFEST)
+        raise CheckpointError(f"{where} does not say what a run goes on from: {shown(str(error))}") from error
 
 
 def try_once(settings: Settings, images: Images) -> dict[str, float]:
