@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def compile_step(
-    step: Callable[[Any, Any], Result], *, donate: bool = False, backend: str = "inductor"
+    step: Callable[[Any, Any], Result], *, donate: bool = False, mode: str | None = None, backend: str = "inductor"
 ) -> Callable[[Any, Any], Result]:
     """The step as one graph: forward, backward, update and metrics, without a break and without a recompile while the
     shapes stay as they are.
@@ -25,13 +25,23 @@ def compile_step(
       donate: for a step that returns (state, metrics), where the state is an instance of a class such as `TrainState`:
         the new state is written into the memory of the old one, as by JAX's donation. The numbers are the same; the old
         state is gone, and touching it raises `DonatedError`.
+      mode: of `torch.compile`, such as "max-autotune-no-cudagraphs".
       backend: of `torch.compile`.
 
     Returns:
       The compiled step. It compiles at its first call, which takes minutes for a large network.
+
+    Raises:
+      ValueError: for a mode with CUDA graphs, which write into the memory of earlier results.
     """
+    if mode in ("reduce-overhead", "max-autotune"):
+        raise ValueError(
+            f"mode {mode!r} uses CUDA graphs, which would write over states that are still in use; give "
+            "'max-autotune-no-cudagraphs' or None"
+        )
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}
     if not donate:
-        compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+        compiled = torch.compile(step, **options)
 
         @functools.wraps(_function(step))
         def run(state: Any, batch: Any) -> Result:
@@ -53,7 +63,7 @@ def compile_step(
             old.copy_(new)
         return metrics
 
-    compiled_into = torch.compile(step_into, fullgraph=True, dynamic=False, backend=backend)
+    compiled_into = torch.compile(step_into, **options)
 
     @functools.wraps(_function(step))
     def run_into(state: Any, batch: Any) -> Any:

@@ -212,6 +212,22 @@ def test_a_state_that_cannot_be_buried_is_not_donated():
         donating({"a": torch.zeros(2)}, torch.zeros(2))
 
 
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_a_mode_that_writes_over_older_states_is_refused(mode):
+    with pytest.raises(
+        ValueError, match=f"mode '{mode}' uses CUDA graphs, .*give 'max-autotune-no-cudagraphs' or None"
+    ):
+        ftrain.compile_step(lambda state, batch: state, mode=mode)
+
+
+def test_a_mode_reaches_the_compiler(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda step, **options: seen.append(options["mode"]) or step)
+    for donate in (False, True):
+        ftrain.compile_step(lambda state, batch: state, donate=donate, mode="max-autotune-no-cudagraphs")
+    assert seen == ["max-autotune-no-cudagraphs"] * 2
+
+
 def test_eager_donation_gives_the_same_bits_in_the_same_memory():
     apply, optimizer, state, batch = parts("convnet")
     expected, _ = ftrain.train_step(state, batch, apply=apply, optimizer=optimizer)
