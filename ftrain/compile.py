@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ def compile_step(
       step: `(state, batch) -> result`, its other arguments bound with `functools.partial`.
       donate: for a step that returns (state, metrics), where the state is an instance of a class such as `TrainState`:
         the new state is written into the memory of the old one, as by JAX's donation. The numbers are the same; the old
-        state is gone, and touching it raises `DonatedError`.
+        state is gone, and touching it raises `DonatedError`. A step that takes an argument `donate`, as `train_step`
+        does, writes where it stands; what others return is copied.
       mode: of `torch.compile`, such as "max-autotune-no-cudagraphs".
       backend: of `torch.compile`.
 
@@ -52,8 +54,10 @@ def compile_step(
 
         return run
 
+    donating: dict[str, Any] = {"donate": True} if "donate" in inspect.signature(step).parameters else {}
+
     def step_into(state: Any, batch: Any) -> Any:
-        result: Any = step(state, batch)
+        result: Any = step(state, batch, **donating)
         new_state, metrics = result
         pairs = zip(pytree.tree_leaves(state), pytree.tree_leaves(new_state), strict=True)
         # Cloned before any is written, because a new leaf may be memory of another old one. The compiler leaves out the

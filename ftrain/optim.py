@@ -1,26 +1,29 @@
 """Optimizers as pairs of pure functions, equal to `torch.optim` step for step.
 
-`update` is plain tensor arithmetic under `vmap`, `grad` and `torch.compile`. Where no transform is active it calls
-torch's fused kernels, which say the same to rounding in a fraction of the time.
+`update` is plain tensor arithmetic under `vmap` and `grad`. Where no transform is active it calls torch's fused
+kernels, which say the same to rounding in a fraction of the time. In a compiled step such a kernel is one node of the
+graph, where the arithmetic of hundreds of tensors would keep the compiler busy for a minute.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.optim.adagrad import adagrad as torch_adagrad
 from torch.optim.adam import adam as torch_adam
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.sgd import sgd as torch_sgd
+from torch.utils import _pytree as pytree
 
 from ftrain.schedules import Schedule, constant
-from ftrain.transforms import tracing
+from ftrain.transforms import tracing, transformed
 
+T = TypeVar("T")
 Tensors = dict[str, Tensor]
 State = Any  # a pytree of tensors
 Mask = Callable[[Tensors], dict[str, bool]]
@@ -29,10 +32,18 @@ Mask = Callable[[Tensors], dict[str, bool]]
 @runtime_checkable
 class Update(Protocol):
     """(grads, opt_state, params, step) -> (new_params, new_opt_state). With donate=True the result may be written into
-    the memory of `params` and `opt_state`, which are then gone."""
+    the memory of `params` and `opt_state`, which are then gone. Where `skip` is true, the result is `params` and
+    `opt_state` as they are."""
 
     def __call__(
-        self, grads: Tensors, opt_state: State, params: Tensors, step: Int64[Tensor, ""], *, donate: bool = False
+        self,
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]: ...
 
 
@@ -84,32 +95,28 @@ def sgd(
         return {"momentum": _zeros(params)} if momentum else {}
 
     def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Int64[Tensor, ""], *, donate: bool = False
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
-        if not tracing(params, grads, rate):
+        if not transformed(params, grads, rate):
             params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
-                velocities: list[Tensor | None] = [opt_state["momentum"][n] if momentum else None for n in names]
-                torch_sgd(
-                    _listed(params, names),
-                    _listed(grads, names),
-                    velocities,
-                    fused=True,
-                    weight_decay=decay,
-                    momentum=momentum,
-                    lr=_fused_rate(rate),
-                    dampening=0.0,
-                    nesterov=nesterov,
-                    maximize=False,
-                )
+                velocity = _listed(opt_state["momentum"], names) if momentum else []
+                kernel = _sgd_kernel if torch.compiler.is_compiling() else _fused_sgd
+                kernel(_listed(params, names), _listed(grads, names), velocity, rate, skip, momentum, decay, nesterov)
             return params, opt_state
         grads = _decayed(grads, params, weight_decay, mask)
         if not momentum:
-            return _descend(params, grads, rate), opt_state
-        velocity = {name: momentum * opt_state["momentum"][name] + grad for name, grad in grads.items()}
-        ahead = {name: grads[name] + momentum * v for name, v in velocity.items()} if nesterov else velocity
-        return _descend(params, ahead, rate), {"momentum": velocity}
+            return _unless(skip, params, _descend(params, grads, rate)), opt_state
+        velocities = {name: momentum * opt_state["momentum"][name] + grad for name, grad in grads.items()}
+        ahead = {name: grads[name] + momentum * v for name, v in velocities.items()} if nesterov else velocities
+        return _unless(skip, (params, opt_state), (_descend(params, ahead, rate), {"momentum": velocities}))
 
     return Optimizer(init, update, schedule)
 
@@ -178,18 +185,24 @@ def adagrad(
         return {"sum": _zeros(params)}
 
     def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Int64[Tensor, ""], *, donate: bool = False
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
         # torch's Adagrad takes the rate as a Python number, which only the CPU gives without waiting.
-        if not tracing(params, grads, rate) and rate.device.type == "cpu":
+        if not tracing(params, grads, rate) and rate.device.type == "cpu" and skip is None:
             params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 torch_adagrad(
                     _listed(params, names),
                     _listed(grads, names),
                     _listed(opt_state["sum"], names),
-                    _torch_steps(step, names),
+                    _torch_steps(step, len(names)),
                     foreach=True,
                     lr=rate.item(),
                     weight_decay=decay,
@@ -200,9 +213,8 @@ def adagrad(
             return params, opt_state
         grads = _decayed(grads, params, weight_decay, mask)
         total = {name: opt_state["sum"][name] + grad * grad for name, grad in grads.items()}
-        return _descend(params, {name: g / (_sqrt(total[name]) + eps) for name, g in grads.items()}, rate), {
-            "sum": total
-        }
+        direction = {name: grad / (_sqrt(total[name]) + eps) for name, grad in grads.items()}
+        return _unless(skip, (params, opt_state), (_descend(params, direction, rate), {"sum": total}))
 
     return Optimizer(init, update, schedule)
 
@@ -240,14 +252,23 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         return tuple(part.init(params) for part in parts)
 
     def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Int64[Tensor, ""], *, donate: bool = False
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         *states, last = opt_state
         new_states = []
         for transform, state in zip(transforms, states, strict=True):
             grads, state = transform.update(grads, state, params, step)
             new_states.append(state)
-        new_params, last = optimizer.update(grads, last, params, step, **({"donate": True} if donate else {}))
+        options: dict[str, Any] = {"donate": True} if donate else {}
+        if skip is not None:
+            options["skip"] = skip
+        new_params, last = optimizer.update(grads, last, params, step, **options)
         return new_params, (*new_states, last)
 
     return Optimizer(init, update, optimizer.learning_rate)
@@ -287,29 +308,35 @@ def _adam(
         return {"exp_avg": _zeros(params), "exp_avg_sq": _zeros(params)}
 
     def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Int64[Tensor, ""], *, donate: bool = False
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
-        if not tracing(params, grads, rate):
+        if not transformed(params, grads, rate):
             params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
-                (torch_adamw if decoupled else torch_adam)(
+                kernel = _adam_kernel if torch.compiler.is_compiling() else _fused_adam
+                kernel(
                     _listed(params, names),
                     _listed(grads, names),
                     _listed(opt_state["exp_avg"], names),
                     _listed(opt_state["exp_avg_sq"], names),
-                    [],
-                    _torch_steps(step, names),
-                    fused=True,
-                    amsgrad=False,
-                    beta1=b1,
-                    beta2=b2,
-                    lr=_fused_rate(rate),
-                    weight_decay=decay,
-                    eps=eps,
-                    maximize=False,
+                    rate,
+                    step,
+                    skip,
+                    b1,
+                    b2,
+                    eps,
+                    decay,
+                    decoupled,
                 )
             return params, opt_state
+        before = params, opt_state
         if decoupled:
             params = (
                 _descend(params, _decayed(_zeros(params), params, weight_decay, mask), rate) if weight_decay else params
@@ -322,9 +349,93 @@ def _adam(
         direction = {
             name: mean[name] / (_sqrt(square[name]) / bias2.to(grad.dtype) + eps) for name, grad in grads.items()
         }
-        return _descend(params, direction, rate / bias1), {"exp_avg": mean, "exp_avg_sq": square}
+        after = _descend(params, direction, rate / bias1), {"exp_avg": mean, "exp_avg_sq": square}
+        return _unless(skip, before, after)
 
     return Optimizer(init, update, schedule)
+
+
+def _fused_adam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    rate: Tensor,
+    step: Tensor,
+    skip: Tensor | None,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """A step of Adam in place; the tensors of a parameter are laid out in memory alike."""
+    (torch_adamw if decoupled else torch_adam)(
+        params,
+        grads,
+        means,
+        squares,
+        [],
+        _torch_steps(step, len(params)),
+        fused=True,
+        found_inf=_as_found_inf(skip),
+        amsgrad=False,
+        beta1=b1,
+        beta2=b2,
+        lr=_fused_rate(rate),
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=False,
+    )
+
+
+def _fused_sgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    velocities: list[Tensor],
+    rate: Tensor,
+    skip: Tensor | None,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """A step of gradient descent in place; the tensors of a parameter are laid out in memory alike."""
+    torch_sgd(
+        params,
+        grads,
+        [*velocities] if momentum else [None] * len(params),
+        fused=True,
+        found_inf=_as_found_inf(skip),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=_fused_rate(rate),
+        dampening=0.0,
+        nesterov=nesterov,
+        maximize=False,
+    )
+
+
+# The same as nodes of a compiled graph.
+_adam_kernel = torch.library.custom_op(
+    "ftrain::adam_",
+    _fused_adam,
+    mutates_args=("params", "means", "squares"),
+    schema="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor rate, Tensor step, "
+    "Tensor? skip, float b1, float b2, float eps, float weight_decay, bool decoupled) -> ()",
+)
+_sgd_kernel = torch.library.custom_op(
+    "ftrain::sgd_",
+    _fused_sgd,
+    mutates_args=("params", "velocities"),
+    schema="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] velocities, Tensor rate, Tensor? skip, float momentum, "
+    "float weight_decay, bool nesterov) -> ()",
+)
+
+
+def _unless(skip: Tensor | None, before: T, after: T) -> T:
+    if skip is None:
+        return after
+    return pytree.tree_map(lambda old, new: torch.where(skip, old, new), before, after)  # type: ignore[no-any-return]
 
 
 def _bias_correction(decay: float, step: Tensor) -> Tensor:
@@ -375,7 +486,7 @@ def _owned(params: Tensors, opt_state: State, grads: Tensors, donate: bool) -> t
     if donate:
         params = {name: tensor if _is_dense(tensor) else tensor.clone() for name, tensor in params.items()}
     else:
-        params, opt_state = torch.utils._pytree.tree_map(torch.clone, (params, opt_state))
+        params, opt_state = pytree.tree_map(torch.clone, (params, opt_state))
     return params, {key: laid_out(tensors) for key, tensors in opt_state.items()}, laid_out(grads)
 
 
@@ -392,9 +503,13 @@ def _fused_rate(rate: Tensor) -> float | Tensor:
     return rate.item() if rate.device.type == "cpu" else rate.to(torch.float32)
 
 
-def _torch_steps(step: Tensor, names: list[str]) -> list[Tensor]:
+def _torch_steps(step: Tensor, count: int) -> list[Tensor]:
     """One counter per parameter, because torch's kernels increment each in place."""
-    return list(step.to(torch.float32).repeat(len(names)).unbind())
+    return list(step.to(torch.float32).repeat(count).unbind())
+
+
+def _as_found_inf(skip: Tensor | None) -> Tensor | None:
+    return None if skip is None else skip.to(torch.float32)
 
 
 def _zeros(params: Tensors) -> Tensors:

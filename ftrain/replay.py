@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import attrs
 import torch
@@ -120,10 +121,10 @@ def _recording(rule: Optimizer) -> Optimizer:
         return rule.init(params), {name: torch.zeros((), device=param.device) for name, param in params.items()}
 
     def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Tensor, *, donate: bool = False
+        grads: Tensors, opt_state: State, params: Tensors, step: Tensor, **options: Any
     ) -> tuple[Tensors, State]:
         norms = {name: torch.linalg.vector_norm(grad) for name, grad in grads.items()}
-        new_params, inner = rule.update(grads, opt_state[0], params, step, donate=donate)
+        new_params, inner = rule.update(grads, opt_state[0], params, step, **options)
         return new_params, (inner, norms)
 
     return Optimizer(init, update, rule.learning_rate)

@@ -100,15 +100,16 @@ def train_step(
     if looks and metrics.nonfinite.item():
         new_state = TrainState(**vars(state))
     else:
-        selects = skip_nonfinite and not looks
-        options: dict[str, Any] = {"donate": True} if donate and not selects else {}
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
-        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
-        if selects:
-            finite = metrics.nonfinite == 0
-            new_state = pytree.tree_map(
-                lambda new, old: new if new is old else torch.where(finite, new, old), new_state, state
+        options: dict[str, Any] = {"donate": True} if donate else {}
+        taken: int | Tensor = 1
+        if skip_nonfinite and not looks:
+            options["skip"] = skip = metrics.nonfinite > 0
+            buffers = pytree.tree_map(
+                lambda new, old: new if new is old else torch.where(skip, old, new), buffers, state.buffers
             )
+            taken = 1 - skip.to(state.step.dtype)
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
+        new_state = TrainState(state.step + taken, params, buffers, opt_state, state.key)
     if donate and not traced:
         bury(state, state.step + 1)
     return new_state, metrics

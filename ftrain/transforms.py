@@ -25,14 +25,27 @@ def differentiated_once() -> Iterator[None]:
 
 
 def tracing(*trees: Any) -> bool:
-    """Whether the call is being compiled or traced, runs under vmap, grad or another transform of torch.func, or would
-    be recorded by autograd, for any derivative, because a tensor of `trees` requires gradients. In-place kernels are
-    then out of place."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    """Whether the call is being compiled or traced, or transformed."""
+    return torch.compiler.is_compiling() or transformed(*trees)
+
+
+def transformed(*trees: Any) -> bool:
+    """Whether the call runs under vmap, grad or another transform of torch.func, or would be recorded by autograd, for
+    any derivative, because a tensor of `trees` requires gradients. In-place kernels are then out of place."""
+    if _under_functorch():
         return True
-    if not torch.is_grad_enabled() or _once.get():
+    if not torch.is_grad_enabled() or (not torch.compiler.is_compiling() and _once.get()):
         return False
     return _requires_grad(trees)
+
+
+def _under_functorch() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler: the stack while tracing is that
+# of the traced call.
+_under_functorch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _requires_grad(tree: Any) -> bool:

@@ -303,6 +303,34 @@ def test_compiled_once_while_the_step_moves(name: str) -> None:
     assert_close(found, run(optimizer, problem(), steps=6)[0])
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_skipped_update_changes_nothing(name: str, path: Callable[[Optimizer], Updater]) -> None:
+    optimizer = FACTORIES[name](0.01)
+    params, opt_state = run(optimizer, problem(), steps=2)
+    bad = {name: grad * float("nan") for name, grad in gradients(params).items()}
+    args = opt_state, params, torch.tensor(2)
+
+    def skipping(skip: bool) -> Updater:
+        return path(optimizer._replace(update=functools.partial(optimizer.update, skip=torch.tensor(skip))))
+
+    assert_identical(skipping(True)(bad, *args), (params, opt_state))
+    assert_close(skipping(False)(gradients(params), *args), path(optimizer)(gradients(params), *args))
+
+
+@pytest.mark.parametrize("name", ["sgd_decay", "sgd_nesterov", "adam_decay", "adamw_decay"])
+def test_a_compiled_donated_update_writes_where_the_state_is(name: str) -> None:
+    optimizer = FACTORIES[name](0.01)
+    params, opt_state = run(optimizer, problem(), steps=2)
+    expected = optimizer.update(gradients(params), opt_state, params, torch.tensor(2))
+    before = pytree.tree_leaves((params, opt_state))
+    update = compiled(optimizer._replace(update=functools.partial(optimizer.update, donate=True)))
+    with torch.no_grad():
+        found = update(gradients(params), opt_state, params, torch.tensor(2))
+    assert all(new is old for new, old in zip(pytree.tree_leaves(found), before, strict=True))
+    assert_identical(found, expected)
+
+
 # --- the learning rate
 
 

@@ -186,6 +186,21 @@ def test_donated_state_is_written_over_and_raises_when_touched():
     assert newest.step == 17
 
 
+def test_donation_changes_no_bit_of_a_compiled_step():
+    _, _, kept, batch = parts("convnet")
+    donated = torch.utils._pytree.tree_map(torch.clone, kept)
+    steps = [
+        ftrain.compile_step(bound_train_step("convnet"), donate=donate, backend="aot_eager") for donate in (False, True)
+    ]
+    for _ in range(3):
+        kept, expected = steps[0](kept, batch)
+        donated, metrics = steps[1](donated, batch)
+        for one, other in zip(
+            *map(torch.utils._pytree.tree_leaves, ((kept, expected), (donated, metrics))), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
 @frozen
 class Pair:
     older: Tensor
