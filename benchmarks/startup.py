@@ -1,30 +1,89 @@
-"""How long `ftrain --help` takes beside an empty Typer app's: run in turn, medians, and their ratio.
+"""How long ftrain takes to begin, beside what cannot be done without: run in turn, medians, and their ratios.
 
-    python benchmarks/startup.py [RUNS]
+    python benchmarks/startup.py [--runs 10]
 
-Needs ftrain installed in the interpreter that runs it. To reach: a ratio of at most 1.5.
+`ftrain --help` against an empty Typer app's. And `ftrain fit` on 500 small photographs, up to the end of its first
+step, against importing torch and torchvision, building the same network and taking one step of a hand-written loop on a
+batch in memory (resnet18, 64 px, batch 32, on the CPU). Needs ftrain installed in the interpreter that runs it. To
+reach: 1.5 at most for both.
 """
 
+import argparse
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 EMPTY = "import typer; app = typer.Typer(); app.command()(lambda: None); app(prog_name='empty')"
-FTRAIN = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+HELP = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+BARE = """
+import torch, torchvision
+network = torchvision.models.resnet18(num_classes=10)
+optimizer = torch.optim.AdamW(network.parameters())
+loss = torch.nn.functional.cross_entropy(network(torch.randn(32, 3, 64, 64)), torch.randint(10, (32,)))
+loss.backward()
+optimizer.step()
+"""
+FIT = """
+import os
+from ftrain import loop
+
+def first(*_):
+    os._exit(0)
+
+loop.StepTaken = first
+from ftrain_cli.main import app
+app(prog_name='ftrain')
+"""
 
 
-def seconds(code):
+def seconds(code, *arguments, folder=None):
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, "--help"], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, *arguments]
+    subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
-runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-pairs = [(seconds(EMPTY), seconds(FTRAIN)) for _ in range(runs + 1)][1:]  # the first pair fills the caches
-empty, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
-print(f"Python {platform.python_version()}, {platform.machine()}, {runs} runs in turn")
-print(f"empty Typer app --help  {empty * 1e3:6.0f} ms")
-print(f"ftrain --help           {ours * 1e3:6.0f} ms")
-print(f"ratio                   {ours / empty:6.2f}")
+def make_images(folder):
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 450), ("val", 50)):
+        for number in range(count):
+            path = Path(folder, split, str(number % 10), f"{number}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(noise.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+            coarse.resize((320, 240), Image.Resampling.BICUBIC).save(path)
+
+
+def compare(runs, *pair):
+    """Medians of both, in turn; the first turn fills the caches."""
+    times = [[one() for one in pair] for _ in range(runs + 1)][1:]
+    names = ("without ftrain", "ftrain")
+    middles = [statistics.median(column) for column in zip(*times, strict=True)]
+    for name, middle in zip(names, middles, strict=True):
+        print(f"  {name:16}{middle * 1e3:8.0f} ms")
+    print(f"  {'ratio':16}{statistics.median(ours / bare for bare, ours in times):8.2f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=10)
+    runs = parser.parse_args().runs
+    print(f"Python {platform.python_version()}, {platform.machine()}, {runs} runs in turn")
+    print("--help")
+    compare(runs, lambda: seconds(EMPTY, "--help"), lambda: seconds(HELP, "--help"))
+    print("the first step")
+    with tempfile.TemporaryDirectory() as folder:
+        make_images(folder)
+        sizes = ["--model", "resnet18", "--image-size", "64", "--batch-size", "32", "--device", "cpu"]
+        options = ["fit", "--data", folder, *sizes]
+        compare(runs, lambda: seconds(BARE), lambda: seconds(FIT, *options, folder=folder))
+
+
+if __name__ == "__main__":
+    main()

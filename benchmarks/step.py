@@ -5,8 +5,10 @@
 The loop: zero_grad, forward, backward, torch.optim.AdamW with its defaults. Both take the same steps from the same
 weights on float images in memory, each in a process of its own, since what one frees and the other takes up is part of
 neither. Each round takes them in turn, STEPS of each; the ratio is the median over the rounds of ftrain's time by the
-loop's. With --compile the compiled step is measured too, with the time of its first call: cold
-in an empty cache, warm in a new process that finds the cache filled. Memory is the peak of a process of its own above
+loop's. The network and its images are laid out in memory as the loop's author would leave them, contiguous, and for
+ftrain as `ftrain fit` does by itself; where that is channels last, the loop is also shown so. With --compile the
+compiled step is measured too, with the time of its first call: cold in an empty cache, warm in a new process that finds
+the cache filled. Memory is the peak of a process of its own above
 what it has, with all its code loaded, before it builds the network. To reach, for the better of eager and compiled:
 0.95, and for mobilenet_v3_small compiled 0.55; memory 1.05 with donation.
 """
@@ -27,6 +29,7 @@ import torch
 import torchvision
 
 import ftrain
+from ftrain import kernels
 
 CASES = {  # side in pixels, batch, options of the model
     "resnet18": (64, 32, {}),
@@ -44,8 +47,13 @@ def parts(name):
     return network, (torch.randn(batch, 3, side, side), torch.randint(10, (batch,)))
 
 
-def by_hand(network, batch):
+def channels_last(network, batch):
     images, labels = batch
+    return network.to(memory_format=torch.channels_last), (images.to(memory_format=torch.channels_last), labels)
+
+
+def by_hand(network, batch, *, last=False):
+    network, (images, labels) = channels_last(network, batch) if last else (network, batch)
     optimizer = torch.optim.AdamW(network.parameters())
     loss = torch.nn.CrossEntropyLoss()
 
@@ -57,7 +65,8 @@ def by_hand(network, batch):
     return step
 
 
-def by_ftrain(network, batch, *, donate=True, compile=False):
+def by_ftrain(network, batch, *, last=False, donate=True, compile=False):
+    network, batch = channels_last(network, batch) if last else (network, batch)
     apply, params, buffers = ftrain.functionalize(network)
     del network
     optimizer = ftrain.adamw(1e-3)
@@ -76,6 +85,7 @@ def by_ftrain(network, batch, *, donate=True, compile=False):
 
 WAYS = {
     "hand": by_hand,
+    "hand, last": functools.partial(by_hand, last=True),
     "donated": by_ftrain,
     "kept": functools.partial(by_ftrain, donate=False),
     "compiled": functools.partial(by_ftrain, compile=True),
@@ -94,9 +104,16 @@ def status(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
+def made(name, way):
+    """A step of a network."""
+    last = kernels.memory_format(name, torch.device("cpu")) == "channels_last"
+    options = {"last": last} if WAYS[way] is not by_hand else {}
+    return WAYS[way](*parts(name), **options)
+
+
 def serve(name, way):
     """In a process of its own: takes as many steps as each line says, and answers with the seconds of one."""
-    step = WAYS[way](*parts(name))
+    step = made(name, way)
     for line in sys.stdin:
         print(timed(step, int(line)), flush=True)
 
@@ -126,7 +143,7 @@ def probe(name, way):
         either(small, (torch.randn(2, 3, 3, 3), torch.arange(2)))()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    step = WAYS[way](*parts(name))
+    step = made(name, way)
     first = timed(step, 1)
     timed(step, 3)
     print(json.dumps({"memory": status("VmHWM") - before, "first": first}))
@@ -156,8 +173,10 @@ def main():
     print(f"{options.rounds} rounds of {STEPS} steps; milliseconds a step, MB at the peak")
     for name in options.models.split(","):
         side, batch, _ = CASES[name]
-        ways = ["hand", "donated", *(["compiled"] if options.compile else [])]
-        print(f"{name}, {side} px, batch {batch}", flush=True)
+        layout = kernels.memory_format(name, torch.device("cpu"))
+        ways = ["hand", *(["hand, last"] if layout == "channels_last" else []), "donated"]
+        ways += ["compiled"] if options.compile else []
+        print(f"{name}, {side} px, batch {batch}; ftrain {layout.replace('_', ' ')}", flush=True)
         with tempfile.TemporaryDirectory() as cache:
             if options.compile:
                 # Its own cache, so that the first call is cold.

@@ -13,7 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ftrain.data.store import Caching
 from ftrain.errors import readable, shown
-from ftrain.loop import Damaged, EpochEnded, Evaluating, Event, LeftOut, Logged, Started, StepTaken, Stopped
+from ftrain.loop import (
+    Compiled,
+    Compiling,
+    Damaged,
+    EpochEnded,
+    Evaluating,
+    Event,
+    LeftOut,
+    Logged,
+    Started,
+    StepTaken,
+    Stopped,
+)
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
 WORTH_SAYING = 10_000_000  # bytes of decoded images
@@ -52,8 +64,6 @@ def _headline(event: Started) -> str:
         lines.append(f"weights: {event.weights}; all of them by name in weights.json")
     if event.step:
         lines.append(f"going on from step {event.step} of {event.total_steps}")
-    if settings.compile and event.step < event.total_steps:
-        lines.append("compiling the step at its first call, which takes a while ...")
     return "\n".join(lines)
 
 
@@ -86,6 +96,10 @@ def _in_lines(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded | St
                 typer.echo(f"left out: {cause}")
             case Damaged(cause):
                 typer.echo(f"warning: {cause}", err=True)
+            case Compiling(what):
+                typer.echo(f"compiling the {what} step, which can take minutes ...")
+            case Compiled(what, seconds):
+                typer.echo(f"compiled the {what} step in {seconds:.0f} s")
             case Stopped():
                 yield event
             case Caching(0, total, size, place) if size > WORTH_SAYING:
@@ -133,6 +147,11 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded |
                     progress.console.print(f"left out: {cause}", markup=False, highlight=False)
                 case Damaged(cause):
                     progress.console.print(f"warning: {cause}", markup=False, highlight=False)
+                case Compiling(what):
+                    progress.update(task, description=f"compiling the {what} step, which can take minutes")
+                case Compiled(what, seconds):
+                    text = f"compiled the {what} step in {seconds:.0f} s"
+                    progress.console.print(text, markup=False, highlight=False)
                 case Stopped():
                     yield event
                 case Caching(done, total, size, place):

@@ -8,7 +8,7 @@ import typer
 
 import ftrain
 
-from . import data, evaluate, export, fit, info, list_models, predict, replay, report, verify
+from . import bench, data, evaluate, export, fit, info, list_models, predict, replay, report, verify
 
 app = typer.Typer(
     name="ftrain",
@@ -22,6 +22,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("replay")(replay.replay)
 app.command("verify-resume")(verify.verify_resume)
+app.command("bench")(bench.bench)
 app.command("models")(list_models.models)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")

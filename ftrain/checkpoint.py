@@ -170,7 +170,7 @@ def load(folder: Path, template: TrainState) -> TrainState:
             expected = named(template)
             if problems := _differences(expected, found.kinds()):
                 raise CheckpointError(f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}")
-            leaves = [found.read(name).to(tensor.device) for name, tensor in expected.items()]
+            leaves = [_laid_out_as(tensor, found.read(name)) for name, tensor in expected.items()]
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
@@ -285,6 +285,13 @@ def _name(entry: Any) -> str:
     if isinstance(entry, pytree.GetAttrKey):
         return entry.name
     return str(entry.key if isinstance(entry, pytree.MappingKey) else entry.idx)
+
+
+def _laid_out_as(template: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor where the template is, and in memory as it is, since kernels and so last bits depend on that."""
+    if tensor.stride() == template.stride():
+        return tensor.to(template.device)
+    return torch.empty_like(template).copy_(tensor)
 
 
 def _check_content(file: BinaryIO, path: Path, noted: Mapping[str, Any]) -> None:

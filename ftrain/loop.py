@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 import torch
 
-from ftrain import checkpoint, prepare, runs
+from ftrain import checkpoint, kernels, prepare, runs
 from ftrain.checkpoint import Loaded, Saver, Snapshot
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
 from ftrain.data.order import train_indices
@@ -43,6 +43,21 @@ class Started:
     step: int
     total_steps: int
     weights: WeightsReport | None
+
+
+@attrs.frozen
+class Compiling:
+    """A step is being compiled, at its first call."""
+
+    what: Literal["training", "evaluation"]
+
+
+@attrs.frozen
+class Compiled:
+    """It was compiled; few seconds, where the cache knew it."""
+
+    what: Literal["training", "evaluation"]
+    seconds: float
 
 
 @attrs.frozen
@@ -108,7 +123,20 @@ class EpochEnded:
     best_accuracy: float
 
 
-Event = Caching | Started | StepTaken | Logged | LeftOut | Damaged | Saving | Evaluating | EpochEnded | Stopped
+Event = (
+    Caching
+    | Started
+    | Compiling
+    | Compiled
+    | StepTaken
+    | Logged
+    | LeftOut
+    | Damaged
+    | Saving
+    | Evaluating
+    | EpochEnded
+    | Stopped
+)
 
 
 def fit(run: Run, images: Images, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
@@ -129,7 +157,7 @@ def fit(run: Run, images: Images, *, stop: Callable[[], bool] = lambda: False) -
       OSError: if the run's folder cannot be written; the checkpoints before are whole.
     """
     try:
-        with prepare.kernels(run.settings), Saver() as saver:
+        with kernels.chosen(run.settings), Saver() as saver:
             yield from _fit(run, images, saver, stop)
     except (RuntimeError, MemoryError) as error:
         sizes = {"batch_size": images.batch_size, "accumulate": run.settings.accumulate}
@@ -189,6 +217,18 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     batches = on_device(loading, device)
     between = Pace(settings.checkpoint_every)
     saved_step = step
+    uncompiled = {"training", "evaluation"} if settings.compile else set()
+
+    def compiling(what: Literal["training", "evaluation"], call: Callable[[], T]) -> Generator[Event, None, T]:
+        """The call, and what there is to say of it if it is the first of a compiled step."""
+        if what not in uncompiled:
+            return call()
+        uncompiled.discard(what)
+        yield Compiling(what)
+        began = time.monotonic()
+        result = call()
+        yield Compiled(what, time.monotonic() - began)
+        return result
 
     def save(**notes: Any) -> Path:
         nonlocal saved_step
@@ -230,7 +270,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
                 saver.check()
                 batch, host = next(batches)
                 yield from left_out.of(host, "train")
-                state, metrics = take(state, batch)
+                state, metrics = yield from compiling("training", functools.partial(take, state, batch))
                 step += 1
                 yield StepTaken(step, epoch)
                 log.add(step, metrics)
@@ -248,7 +288,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
                     return
                 batch, host = next(batches)
                 yield from left_out.of(host, "val")
-                parts.append(judge(state, batch))
+                parts.append((yield from compiling("evaluation", functools.partial(judge, state, batch))))
             val = functools.reduce(operator.add, parts).compute()
             train = log.end_epoch()
             line = {

@@ -177,6 +177,26 @@ def parameter_count(name: str, classes: int = 1000, image_size: int | None = Non
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@attrs.frozen
+class Convolutions:
+    """How many convolutions over images a model has, and how many of them are grouped."""
+
+    count: int
+    grouped: int
+
+
+def convolutions(name: str) -> Convolutions:
+    """The convolutions of a model. Allocates no parameters.
+
+    Raises:
+      ValueError: for a name of no model.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _WithoutData():
+        module = _construct(name, 1, max(224, smallest_size(name)))
+    found = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
+    return Convolutions(len(found), sum(layer.groups > 1 for layer in found))
+
+
 def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> WeightsReport:
     """Copies weights into a model, in place: for a module that was just built, before `functionalize`.
 

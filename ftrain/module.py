@@ -91,13 +91,20 @@ def functionalize(module: torch.nn.Module) -> Functional:
     return Functional(apply, _copies(params), _copies({**buffers, **frozen}))
 
 
-def normalized(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Apply:
+def normalized(
+    apply: Apply,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Apply:
     """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, then
     the network.
 
     Args:
       apply: takes float images [B, C, H, W].
       mean, std: C numbers each, in units of the full range of the image.
+      memory_format: how the images are laid out for the network, as its parameters are.
 
     Returns:
       The same function of images [B, C, H, W] from 0 to 255: uint8, or float where they have been mixed.
@@ -119,7 +126,8 @@ def normalized(apply: Apply, *, mean: tuple[float, ...], std: tuple[float, ...])
             # Filled on the device: numbers copied from the host would make it wait in every step.
             return torch.stack([torch.full((1, 1), value, dtype=dtype, device=inputs.device) for value in values])
 
-        return apply(params, buffers, inputs.to(dtype) * per_channel(scale) + per_channel(offset), train=train, key=key)
+        images = (inputs.to(dtype) * per_channel(scale) + per_channel(offset)).contiguous(memory_format=memory_format)
+        return apply(params, buffers, images, train=train, key=key)
 
     return normalized_apply
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,7 +17,7 @@ import torch
 
 import ftrain.losses
 import ftrain.random
-from ftrain import models, optim, schedules
+from ftrain import kernels, models, optim, schedules
 from ftrain.compile import compile_step
 from ftrain.data import store
 from ftrain.data.augment import Augmentation
@@ -33,7 +32,7 @@ from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized
-from ftrain.settings import CacheKind, Precision, Settings, flag
+from ftrain.settings import CacheKind, Settings, flag
 from ftrain.state import TrainState, init_state
 from ftrain.steps import eval_step, train_step
 
@@ -107,6 +106,8 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
             f"--warmup-epochs must be fewer than --epochs; got {warmup_epochs:g} of {settings.epochs} epochs"
         )
     notes.extend(_without_effect(settings))
+    if settings.deterministic:
+        notes.append(kernels.cost_of_determinism(device))
     settings = attrs.evolve(
         settings,
         model=model,
@@ -122,9 +123,15 @@ def resolve(settings: Settings) -> tuple[Settings, Images, list[str]]:
         workers=_default(
             settings.workers, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
         ),
-        precision=_precision(settings.precision, device),
-        compile=_default(settings.compile, device.type == "cuda"),
+        precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,
+        memory_format=(
+            kernels.memory_format(model, device) if settings.memory_format == "auto" else settings.memory_format
+        ),
     )
+    if settings.compile is None:
+        compiles, why = kernels.compiles(settings, len(train))
+        settings = attrs.evolve(settings, compile=compiles)
+        notes.append(why)
     made = images(settings, train, val)
     if settings.cache == "auto":
         settings = attrs.evolve(settings, cache=_cache_with_room(made, sizes))
@@ -236,9 +243,11 @@ def network(settings: Settings, classes: int, *, weights: str | None = None) -> 
     report = None
     if weights:
         report = usage(models.load_weights, module, weights, name=settings.model)
-    apply, params, buffers = functionalize(module.to(settings.device))
-    mean, std = settings.mean, settings.std
-    return Network(normalized(apply, mean=mean, std=std), params, buffers, report)
+    last = settings.memory_format == "channels_last"
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    apply, params, buffers = functionalize(module.to(settings.device).to(memory_format=memory_format))
+    apply = normalized(apply, mean=settings.mean, std=settings.std, memory_format=memory_format)
+    return Network(apply, params, buffers, report)
 
 
 def optimizer(settings: Settings, steps_per_epoch: int) -> optim.Optimizer:
@@ -306,24 +315,6 @@ def steps(
     if settings.compile:
         return compile_step(train, donate=True), compile_step(judge)
     return functools.partial(train, donate=True), judge
-
-
-@contextmanager
-def kernels(settings: Settings) -> Iterator[None]:
-    """Has torch choose kernels as the settings say, and puts its own settings back at the end."""
-    if not settings.deterministic:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    cudnn = torch.backends.cudnn
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def check_batch(settings: Settings, net: Network) -> None:
@@ -436,9 +427,3 @@ def _default_size(model: str, short_side: int) -> int:
     while not models.fits(model, size):
         size += 32
     return size
-
-
-def _precision(name: Precision, device: torch.device) -> Precision:
-    if name != "auto":
-        return name
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

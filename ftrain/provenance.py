@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain import runs
+from ftrain import kernels, runs
 from ftrain.data.index import Index
 from ftrain.data.load import Images
 from ftrain.data.source import Source
@@ -40,6 +40,7 @@ def new_run(
         "asked": dict(asked or {}),
         "command": list(command),
         "device": describe_device(torch.device(settings.device)),
+        "kernels": kernels.report(settings, len(images.train)),
         "versions": _versions(),
         "data": _data(images),
         "classes": list(images.train.classes),
@@ -93,6 +94,7 @@ def resumed_run(
         **run.config,
         "settings": attrs.asdict(settings),
         "asked": asked if asked_in_full else {**run.config["asked"], **asked},
+        "kernels": kernels.report(settings, len(images.train)),
         "data": _data(images),
         "classes": list(images.train.classes),
         "resumed": [*run.config.get("resumed", []), again],

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ftrain import checkpoint, loop, prepare
+from ftrain import checkpoint, kernels, loop, prepare
 from ftrain.data.load import ImageBatch, Images, Job, load, on_device
 from ftrain.data.store import Caching
 from ftrain.errors import SettingsError, memory_error, shown
@@ -66,7 +66,7 @@ def replay(run: Run, images: Images, step: int) -> Iterator[Caching | loop.Damag
     if not 1 <= step <= total:
         raise SettingsError(f"--step takes a step of {shown(run.folder)}, from 1 to {total}; got {step}")
     before = [path for path in checkpoint.find(run.checkpoints) if int(path.name[5:]) < step]
-    with prepare.kernels(settings):
+    with kernels.chosen(settings):
         net = prepare.network(settings, len(run.classes), weights=None if before else settings.weights)
         rule = prepare.optimizer(settings, images.steps_per_epoch)
         state = prepare.first_state(settings, net, rule)

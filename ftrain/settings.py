@@ -21,6 +21,7 @@ PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
 OnBadImage = Literal["stop", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -323,8 +324,18 @@ class Settings:
     precision: Precision = _setting(
         "auto", "Run", "float32, or bfloat16 for autocast; auto is bfloat16 on a GPU that has it.", _one_of(Precision)
     )
+    memory_format: MemoryFormat = _setting(
+        "auto",
+        "Run",
+        "How images and activations lie in memory: contiguous or channels_last. auto takes channels_last for "
+        "convolutions on a GPU, and for grouped convolutions on a CPU.",
+        _one_of(MemoryFormat),
+    )
     compile: bool | None = _setting(
-        None, "Run", "Compile the training step into one graph. By default on CUDA only.", _yes_or_no
+        None,
+        "Run",
+        "Compile the training step into one graph. By default on CUDA, and on a CPU where it pays within the run.",
+        _yes_or_no,
     )
     deterministic: bool = _setting(
         False,

@@ -1,5 +1,6 @@
 """The events of a run, and what it writes while it goes on."""
 
+import functools
 import json
 import os
 import re
@@ -60,6 +61,26 @@ def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
     assert events[-1].best_epoch == 1
     assert events[-1].best_accuracy == events[-1].val["accuracy"]
     assert events[-1].checkpoint.name == "step_00000003"
+
+
+def test_each_step_is_said_to_be_compiled_once(data, tmp_path, monkeypatch):
+    """Compiling itself is left out, which test_pure.py does."""
+
+    def not_compiled(step, *, donate=False):
+        return functools.partial(step, donate=True) if donate else step
+
+    monkeypatch.setattr(prepare, "compile_step", not_compiled)
+    run, images = begin(data, tmp_path / "run", epochs=2, compile=True)
+    events = list(loop.fit(run, images))
+    about = [event for event in events if isinstance(event, loop.Compiling | loop.Compiled)]
+    assert [(type(event).__name__, event.what) for event in about] == [
+        ("Compiling", "training"),
+        ("Compiled", "training"),
+        ("Compiling", "evaluation"),
+        ("Compiled", "evaluation"),
+    ]
+    assert all(0 < event.seconds < 600 for event in about[1::2])
+    assert isinstance(events[events.index(about[1]) + 1], loop.StepTaken)
 
 
 def test_a_line_is_logged_every_so_many_steps_and_at_the_end_of_an_epoch(data, tmp_path):

@@ -54,6 +54,7 @@ def test_defaults() -> None:
         "device": "auto",
         "workers": None,
         "precision": "auto",
+        "memory_format": "auto",
         "compile": None,
         "save_station": None,
         "keep_last": 2,

@@ -1,0 +1,78 @@
+"""The training step with images and activations channels last in memory, against contiguous.
+
+    python benchmarks/layout.py [--models resnet18,...] [--side 64] [--batch 32] [--rounds 5] [--device cpu]
+
+What `ftrain.kernels.memory_format` goes by. Each round takes both in turn, STEPS of each; the ratio is the median over
+the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is what ftrain
+takes.
+"""
+
+import argparse
+import functools
+import platform
+import statistics
+import time
+
+import torch
+import torchvision
+
+import ftrain
+from ftrain import kernels, models
+
+STEPS = 3
+NAMES = (
+    "alexnet vgg11_bn resnet18 resnet34 resnet50 densenet121 googlenet squeezenet1_1 resnext50_32x4d regnet_y_400mf "
+    "shufflenet_v2_x1_0 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet1_0 efficientnet_b0 convnext_tiny "
+    "swin_t vit_b_16"
+)
+
+
+class Way:
+    """A step that goes on from its own last state."""
+
+    def __init__(self, options, name, memory_format):
+        torch.manual_seed(0)
+        size = {"image_size": options.side} if name.startswith("vit") else {}
+        network = torchvision.models.get_model(name, weights=None, num_classes=10, **size)
+        network = network.to(options.device).to(memory_format=memory_format)
+        shape = (options.batch, 3, options.side, options.side)
+        images = torch.randn(shape, device=options.device).to(memory_format=memory_format)
+        apply, params, buffers = ftrain.functionalize(network)
+        optimizer = ftrain.adamw(1e-3)
+        self.step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, donate=True)
+        self.state = ftrain.init_state(params, buffers, optimizer, seed=0)
+        self.batch = images, torch.randint(10, shape[:1], device=options.device)
+
+    def seconds(self):
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            self.state, _ = self.step(self.state, self.batch)
+        self.state.step.item()
+        return (time.perf_counter() - began) / STEPS
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--models", default=",".join(NAMES.split()))
+    parser.add_argument("--device", default="cpu")
+    for name, default in (("side", 64), ("batch", 32), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {platform.machine()}")
+    print(f"{options.side} px, batch {options.batch}, float32, eager, {options.rounds} rounds of {STEPS} steps")
+    print(f"{'':20}{'convolutions':>13}{'grouped':>9}{'contiguous':>12}{'last':>9}{'ratio':>7}  rule")
+    for name in options.models.split(","):
+        ways = [Way(options, name, layout) for layout in (torch.contiguous_format, torch.channels_last)]
+        for way in ways:
+            way.seconds()
+        rounds = [[way.seconds() for way in ways] for _ in range(options.rounds)]
+        contiguous, last = (1e3 * statistics.median(times) for times in zip(*rounds, strict=True))
+        ratio = statistics.median(after / before for before, after in rounds)
+        counted = models.convolutions(name)
+        rule = kernels.memory_format(name, torch.device(options.device))
+        measured = f"{contiguous:>9.0f} ms{last:>6.0f} ms{ratio:>7.2f}"
+        print(f"{name:20}{counted.count:>13}{counted.grouped:>9}{measured}  {rule}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
