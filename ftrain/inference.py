@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ftrain import checkpoint, prepare
+from ftrain import checkpoint, kernels, prepare
 from ftrain.data.load import Images, load, on_device, read_centre
 from ftrain.errors import CheckpointError, DataError, shown
 from ftrain.metrics import measure
@@ -85,7 +85,8 @@ def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) 
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     batches = load(images, images.val_jobs(), workers=settings.workers or 0, pin_memory=device.type == "cuda")
     for done, ((inputs, labels, weights), host) in enumerate(on_device(batches, device), start=1):
-        logits = forward(state, inputs)
+        with kernels.chosen(settings):
+            logits = forward(state, inputs)
         parts.append(measure(logits, labels, loss(logits, labels), weights))
         cells = labels * classes + logits.argmax(dim=-1)
         confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
@@ -110,7 +111,8 @@ def predict(
         pixels = [pixels for pixels in found if not isinstance(pixels, DataError)]
         answers: Iterator[Ranking] = iter(())
         if pixels:
-            logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
+            with kernels.chosen(settings):
+                logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
             values, classes = _probabilities(logits, settings).topk(min(top, len(run.classes)), dim=-1)
             names = [[run.classes[column] for column in row] for row in classes.tolist()]
             answers = (list(zip(*row, strict=True)) for row in zip(names, values.tolist(), strict=True))

@@ -100,35 +100,25 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
       DataError: if the pixels cannot be decoded.
       ValueError: if the box is empty or does not lie in the image, or if a JPEG is used again.
     """
-    return np.ascontiguousarray(_part(image, box, size, size).transpose(2, 0, 1))
-
-
-def resize(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """The whole image, scaled: RGB, contiguous [height, width, 3]. Otherwise as `crop_and_resize`."""
-    rows, columns = oriented_size(image)
-    return _part(image, (0, 0, columns, rows), width, height)
+    pixels, part = _decoded(image, box, size)
+    square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=part)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
     """A part of the image that is going to be scaled to a square of `size` pixels: RGB [height, width, 3], in whole
     pixels of the scale at which it is decoded, as by `crop_and_resize`."""
-    pixels, (left, top, right, bottom) = _decoded(image, box, size, size)
+    pixels, (left, top, right, bottom) = _decoded(image, box, size)
     rows, columns = pixels.shape[:2]
     first, above = min(round(left), columns - 1), min(round(top), rows - 1)
     return pixels[above : max(above + 1, round(bottom)), first : max(first + 1, round(right))]
 
 
-def _part(image: Image.Image, box: tuple[float, float, float, float], across: int, down: int) -> npt.NDArray[np.uint8]:
-    """A part of the image, scaled: RGB [down, across, 3]."""
-    pixels, part = _decoded(image, box, across, down)
-    return np.array(Image.fromarray(pixels).resize((across, down), Image.Resampling.BILINEAR, box=part))
-
-
 def _decoded(
-    image: Image.Image, box: tuple[float, float, float, float], across: int, down: int
+    image: Image.Image, box: tuple[float, float, float, float], size: int
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, float, float, float]]:
-    """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has `across` x `down`
-    pixels; and the part in pixels of that: left, top, right and bottom."""
+    """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has `size` pixels on
+    each side; and the part in pixels of that: left, top, right and bottom."""
     path = _path(image)
     with _as_data_error(path):
         orientation = _orientation(image)
@@ -141,7 +131,7 @@ def _decoded(
     if isinstance(image, JpegImageFile):
         if image.decoderconfig:
             raise ValueError(f"{shown(path)} was decoded for another box; open it again")
-        scale = max(s for s in (1, 2, 4, 8) if s == 1 or (width >= s * across and height >= s * down))
+        scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * size)
         pixels = _quickly(image, scale) if orientation == 1 and image.mode == "RGB" else None
         image.draft("RGB", (image.width // scale, image.height // scale))
     if pixels is None:

@@ -187,7 +187,7 @@ def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) 
             if augmentation.crop_scale == 1.0:
                 pixels = torch.from_numpy(centre_pixels(image, size, share=1.0))
             else:
-                pixels = scaled(torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1), size)
+                pixels = scaled(torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1), size, size)
     return augmentation.apply(pixels.flip(-1) if view.mirrored else pixels, draws)
 
 

@@ -34,13 +34,13 @@ from torch.utils.data import Dataset
 
 from ftrain import durable
 from ftrain.data.augment import Box, centre_pixels
-from ftrain.data.decode import oriented_size, resize
+from ftrain.data.decode import crop, oriented_size
 from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.data.workers import shared_zeros, work
 from ftrain.errors import DataError, readable, shown
 
-FORMAT = 1
+FORMAT = 2
 PIXELS, PLACES, ABOUT = "pixels.bin", "places.npy", "store.json"
 CHUNK = 32  # images in a worker's job
 
@@ -119,15 +119,15 @@ class Store:
         left, top, width, height = box
         columns = _span(left, width, full_width, pixels.shape[2])
         rows = _span(top, height, full_height, pixels.shape[1])
-        return scaled(pixels[:, rows, columns], size)
+        return scaled(pixels[:, rows, columns], size, size)
 
 
-def scaled(pixels: Tensor, size: int) -> Tensor:
-    """Pixels uint8 [3, height, width], channels last in memory, as a square of `size` pixels: bilinear and antialiased.
+def scaled(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Pixels uint8 [3, rows, columns], channels last in memory, as [3, height, width]: bilinear and antialiased.
 
     torch does this in a fraction of Pillow's time, and differs from it by 1 of 255 at most.
     """
-    return F.interpolate(pixels[None], (size, size), mode="bilinear", antialias=True)[0]
+    return F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def _span(start: float, length: float, full: int, kept: int) -> slice:
@@ -327,7 +327,9 @@ class _Keeper(Dataset[Any]):
 def kept_pixels(image: Any, form: Form, height: int, width: int) -> npt.NDArray[np.uint8]:
     """What is kept of an image: uint8 [height, width, 3]."""
     if form.share is None:
-        return resize(image, height, width)
+        rows, columns = oriented_size(image)
+        pixels = crop(image, (0, 0, columns, rows), min(height, width))
+        return scaled(torch.from_numpy(pixels).permute(2, 0, 1), height, width).permute(1, 2, 0).contiguous().numpy()
     return np.ascontiguousarray(centre_pixels(image, form.side, share=form.share).transpose(1, 2, 0))
 
 
