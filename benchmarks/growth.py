@@ -87,7 +87,7 @@ def measured(count, epochs):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20, help="2 or more")
     parser.add_argument("--measure")
     options = parser.parse_args()
     if options.measure:

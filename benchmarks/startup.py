@@ -81,6 +81,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         make_images(folder)
         sizes = ["--model", "resnet18", "--image-size", "64", "--batch-size", "32", "--device", "cpu"]
+        sizes += ["--workers", "0"]  # workers would outlive the process that ends here at once
         options = ["fit", "--data", folder, *sizes]
         compare(runs, lambda: seconds(BARE), lambda: seconds(FIT, *options, folder=folder))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftrain.errors import readable
+from ftrain.errors import readable, shown
 from ftrain.settings import Settings
 
 from .options import given, with_settings
@@ -29,7 +29,7 @@ def bench(
 ) -> None:
     """Measure how fast a run with these settings would be here, what limits it, and what would make it faster.
 
-    The options are those of fit. Nothing is kept. With --compile the step is compiled, which can take minutes.
+    The options are those of fit. No run is kept. With --compile the step is compiled, which can take minutes.
     """
     asked = given(context, config, settings)
     note("loading torch ...")
@@ -63,8 +63,11 @@ def _told(report: Report) -> str:
         lines.append(f"{what:<38}{rate:>10,.0f}{more}")
 
     line("training step, on a batch in memory", report.step)
-    for option, (rate, gain) in report.others.items():
-        line(f"  with {option}", rate, f"   {gain:.2f} x")
+    for option, found in report.others.items():
+        if isinstance(found, str):
+            lines.append(f"  with {option}: not measured: {shown(found)}")
+        else:
+            line(f"  with {option}", found[0], f"   {found[1]:.2f} x")
     line("input pipeline, decoding", report.decoding)
     if report.cached is not None:
         line("input pipeline, from the cache", report.cached)
@@ -79,5 +82,7 @@ def _told(report: Report) -> str:
         f"memory of a step: about {readable(memory.of(part))}: {readable(memory.fixed)}, and "
         f"{readable(memory.per_image)} an image{fits}"
     )
+    if report.peak is not None:
+        lines.append(f"peak on the device: {readable(report.peak)}")
     lines += [f"to change: {advice}" for advice in report.advice] or ["to change: nothing that was measured"]
     return "\n".join(lines)

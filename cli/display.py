@@ -151,6 +151,7 @@ def _on_terminal(events: Iterable[Event], folder: Path) -> Iterator[EpochEnded |
                     progress.update(task, description=f"compiling the {what} step, which can take minutes")
                 case Compiled(what, seconds):
                     text = f"compiled the {what} step in {seconds:.0f} s"
+                    progress.update(task, description="training" if what == "training" else "validating")
                     progress.console.print(text, markup=False, highlight=False)
                 case Stopped():
                     yield event

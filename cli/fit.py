@@ -69,7 +69,10 @@ def _try(asked: dict[str, Any]) -> None:
     settings = Settings(**asked)
     if settings.out:
         runs.check_free(Path(settings.out))
-    resolved, images, _ = prepare.resolve(settings)
+    resolved, images, notes = prepare.resolve(settings)
+    _say(notes)
+    if resolved.compile:
+        note("compiling the steps, which can take minutes ...")
     metrics = loop.try_once(resolved, images)
     typer.echo(
         f"dry run: {resolved.model} takes {images.image_size} px, batch {images.batch_size}, on {resolved.device}; one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import tomllib
 import typing
@@ -19,7 +20,7 @@ from ftrain.settings import Settings, flag, from_mapping, layered
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command that takes, beside its own parameters, an option for every setting, as **settings."""
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    options = [_option(field) for field in attrs.fields(Settings)]
+    options = _options()
     hints = {**typing.get_type_hints(command, include_extras=True), **{p.name: p.annotation for p in options}}
     parameters = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in own] + options
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -55,8 +56,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _option(field: attrs.Attribute[Any]) -> inspect.Parameter:
-    kind: Any = typing.get_type_hints(Settings)[field.name]
+@functools.cache  # the options of several commands, made once, because --help waits for them
+def _options() -> list[inspect.Parameter]:
+    kinds = typing.get_type_hints(Settings)
+    return [_option(field, kinds[field.name]) for field in attrs.fields(Settings)]
+
+
+def _option(field: attrs.Attribute[Any], kind: Any) -> inspect.Parameter:
     default: Any = field.default
     if typing.get_origin(kind) is tuple:  # numbers with commas between them; Settings takes them apart
         kind, default = str, ",".join(f"{value:g}" for value in default)

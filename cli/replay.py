@@ -47,6 +47,8 @@ def replay(
     found = None
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("taking steps", total=step)
+        if opened.settings.compile:
+            note("compiling the step, as the run did, which can take minutes ...")
         for event in take_again(opened, images, step):
             match event:
                 case Replaying(taken, last):

@@ -1,11 +1,14 @@
-"""How fast a run would be on this machine, what limits it, and what would make it faster: measured, not guessed."""
+"""How fast a run would be on this machine, what limits it, and what would make it faster."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import attrs
@@ -19,14 +22,15 @@ from torch.utils import _pytree as pytree
 from ftrain import kernels, prepare
 from ftrain.data.load import Images, load, on_device
 from ftrain.data.source import Source
-from ftrain.data.store import Caching, free_memory, keep
-from ftrain.errors import memory_error
+from ftrain.data.store import Caching, available_memory, keep
+from ftrain.errors import DataError, TrainingError, memory_error
 from ftrain.settings import Settings, flag
 from ftrain.state import TrainState
 
 SAMPLED = 2_000  # training images that are decoded, at most
 ROUNDS = 5  # in which two ways are taken in turn
 WARM_UP = 2  # calls that are not timed
+READ_AHEAD = 5  # batches that a worker may have made before anything is timed
 PROBED = 8  # images in the batch whose memory is counted
 ROOM = 0.8  # share of the free memory that a step may take: the rest goes to fragments, and to others
 
@@ -42,12 +46,12 @@ class Measuring:
 
 @attrs.frozen
 class Memory:
-    """What a training step needs, in bytes, counted in eager mode.
+    """What a training step needs, in bytes: a count, which leaves out what kernels need for themselves.
 
     Attributes:
       fixed: parameters, buffers, gradients and optimizer state.
-      per_image: activations that the forward pass keeps for the backward pass.
-      free: on the device, beside what this process had taken.
+      per_image: activations that an eager forward pass keeps for the backward pass.
+      free: on the device before all that; 0 if nobody knows.
     """
 
     fixed: int
@@ -71,21 +75,24 @@ class Report:
 
     Attributes:
       step: the training step on a batch in memory, as the settings have it.
-      others: by the options that make it so, another such step, and how much faster it is (1.2: by a fifth).
+      others: by the options that make it so, another such step, and how much faster it is (1.2: by a fifth); or why
+        it could not be measured.
       decoding: the input pipeline from the files; as in a first epoch, or without a cache.
-      cached: the input pipeline from a cache of decoded images, if the settings have one.
+      cached: the input pipeline from decoded images in memory, if the settings have a cache and there is room.
       both: the two together.
       compiling: seconds of the first call of a compiled step.
+      peak: bytes that a GPU held at most in such a step.
     """
 
     settings: Settings
     step: float
-    others: dict[str, tuple[float, float]]
+    others: dict[str, tuple[float, float] | str]
     decoding: float
     cached: float | None
     both: float
     compiling: float | None
     memory: Memory
+    peak: int | None
 
     @property
     def limit(self) -> str:
@@ -97,15 +104,17 @@ class Report:
 
     @property
     def advice(self) -> list[str]:
-        """What would make it faster, the best first; empty if nothing that was measured would."""
-        faster = sorted(self.others.items(), key=lambda item: -item[1][1])
-        found = [f"{option} makes the step {gain:.2f} x as fast" for option, (_, gain) in faster if gain > 1.05]
+        """What made the step faster, the best first; then what may help and was not measured."""
+        gains = {option: found[1] for option, found in self.others.items() if not isinstance(found, str)}
+        faster = sorted((option for option in gains if gains[option] > 1.05), key=lambda option: -gains[option])
+        found = [f"{option} makes the step {gains[option]:.2f} x as fast" for option in faster]
         if self.limit != "the step":
-            if self.cached is None:
-                found.append("--cache ram, or disk, keeps decoded images, which spares the decoding")
-            found.append(f"--workers, now {self.settings.workers}: one per core is the most that helps")
+            if self.settings.cache == "none":
+                found.append("--cache ram, or disk, may help: it keeps decoded images")
+            if (self.settings.workers or 0) < (os.cpu_count() or 1):
+                found.append(f"--workers {os.cpu_count()}, one per core, may help")
         if self.settings.device.startswith("cuda") and self.memory.largest_batch >= 2 * (self.settings.batch_size or 1):
-            found.append(f"--batch-size {self.memory.largest_batch} fits, and larger batches keep a GPU busier")
+            found.append(f"--batch-size {self.memory.largest_batch} may fit, and larger batches keep a GPU busier")
         return found
 
 
@@ -122,7 +131,12 @@ def bench(settings: Settings, images: Images, *, seconds: float = 3.0) -> Iterat
     try:
         yield from _bench(settings, images, seconds)
     except (RuntimeError, MemoryError) as error:
-        raise memory_error(error, batch_size=images.batch_size, accumulate=settings.accumulate) or error from None
+        if memory_error(error, batch_size=images.batch_size):
+            raise TrainingError(
+                f"there is too little memory for a step of {images.batch_size} images; give a smaller --batch-size, or "
+                "--accumulate"
+            ) from None
+        raise
 
 
 def _bench(settings: Settings, images: Images, seconds: float) -> Iterator[Measuring | Caching | Report]:
@@ -130,23 +144,29 @@ def _bench(settings: Settings, images: Images, seconds: float) -> Iterator[Measu
     classes = len(images.train.classes)
     workers = settings.workers or 0
     yield Measuring("memory")
+    prepare.check_batch(settings, prepare.network(settings, classes))
     memory = _memory(settings, classes)
     yield Measuring("the compiler and the step" if settings.compile else "the step")
     way = Way.of(settings, classes)
     compiling = way.first_call if settings.compile else None
     step = way.rate(seconds)
-    others = {}
+    peak = torch.cuda.max_memory_allocated(settings.device) if way.on_gpu else None
+    others: dict[str, tuple[float, float] | str] = {}
     for option, other in alternatives(settings).items():
         yield Measuring(f"the step with {option}")
-        others[option] = _compare(way, Way.of(other, classes), seconds)
+        try:
+            others[option] = _compare(way, Way.of(other, classes), seconds)
+        except (RuntimeError, MemoryError) as error:  # too much memory, or a network without such kernels
+            others[option] = str(error).partition("\n")[0]
     yield Measuring("the input pipeline")
     decoding = _pipeline_rate(sample, workers, seconds)
     cached = None
     if settings.cache != "none":
         yield Measuring("the input pipeline with a cache")
-        store = yield from keep(sample.train, sample.train_form, "ram", workers=workers)
-        sample = attrs.evolve(sample, train_store=store)
-        cached = _pipeline_rate(sample, workers, seconds)
+        with suppress(DataError):  # there is no room for so many
+            store = yield from keep(sample.train, sample.train_form, "ram", workers=workers)
+            sample = attrs.evolve(sample, train_store=store)
+            cached = _pipeline_rate(sample, workers, seconds)
     yield Measuring("both together")
     both = way.rate(seconds, sample)
     yield Report(
@@ -158,12 +178,13 @@ def _bench(settings: Settings, images: Images, seconds: float) -> Iterator[Measu
         both=both,
         compiling=compiling,
         memory=memory,
+        peak=peak,
     )
 
 
 def alternatives(settings: Settings) -> dict[str, Settings]:
-    """Settings with which the step may be faster, by the options that lead to them. What takes minutes to compile is
-    only tried where the settings compile."""
+    """Settings with which the step may be faster, by the options that lead to them. Each that is compiled would take
+    minutes more, so beside a compiled step only an eager one is tried, and with a GPU's other kernels."""
     changes: list[dict[str, Any]] = [
         {"memory_format": "contiguous" if settings.memory_format == "channels_last" else "channels_last"},
         {"precision": "float32" if settings.precision == "bfloat16" else "bfloat16"},
@@ -213,11 +234,11 @@ class Way:
         if images is None:
             calls = max(1, int(seconds / ROUNDS / self.seconds(1)))
             return calls * len(self.batch[1]) / statistics.median(self.seconds(calls) for _ in range(ROUNDS))
-        batches = on_device(
-            load(images, _train_jobs(images), workers=self.settings.workers or 0, pin_memory=self._on_gpu), self._device
-        )
-        with kernels.chosen(self.settings):
-            for batch, _ in itertools.islice(batches, WARM_UP):
+        workers = self.settings.workers or 0
+        loading = load(images, _train_jobs(images), workers=workers, pin_memory=self.on_gpu)
+        batches = on_device(loading, torch.device(self.settings.device))
+        with closing(loading), kernels.chosen(self.settings):
+            for batch, _ in itertools.islice(batches, max(WARM_UP, workers * READ_AHEAD)):
                 self.state, _ = self.take(self.state, batch)
             self.state.step.item()
             began, done = time.perf_counter(), 0
@@ -229,12 +250,8 @@ class Way:
             return done / (time.perf_counter() - began)
 
     @property
-    def _device(self) -> torch.device:
-        return torch.device(self.settings.device)
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self._device.type == "cuda"
+    def on_gpu(self) -> bool:
+        return self.settings.device.startswith("cuda")
 
 
 @attrs.frozen(eq=False)
@@ -262,7 +279,8 @@ class Sample:
 
     @property
     def fingerprint(self) -> str:
-        return self.source.fingerprint
+        facts = self.source.fingerprint.encode() + self.positions.tobytes()
+        return hashlib.sha256(facts).hexdigest()
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -295,6 +313,7 @@ def _compare(way: Way, other: Way, seconds: float) -> tuple[float, float]:
 def _memory(settings: Settings, classes: int) -> Memory:
     assert settings.batch_size
     probed = min(PROBED, settings.batch_size)
+    free = torch.cuda.mem_get_info(settings.device)[0] if settings.device.startswith("cuda") else available_memory()
     small = attrs.evolve(settings, batch_size=probed, compile=False, accumulate=1)
     net = prepare.network(small, classes)
     rule = prepare.optimizer(small, 100)
@@ -302,7 +321,6 @@ def _memory(settings: Settings, classes: int) -> Memory:
     take, _ = prepare.steps(small, net, rule, classes)
     held = {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(state)}
     fixed = _bytes(state) + _bytes(state.params)  # and a gradient for each parameter
-    free = torch.cuda.mem_get_info(settings.device)[0] if settings.device.startswith("cuda") else free_memory()
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -326,12 +344,10 @@ def _train_jobs(images: Images) -> Iterator[Any]:
 
 
 def _pipeline_rate(images: Images, workers: int, seconds: float) -> float:
-    batches = load(images, _train_jobs(images), workers=workers)
-    for _ in range(workers * 5 + 1):  # what the workers have read ahead is no part of the rate
-        next(batches)
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        done += len(next(batches).labels)
-    elapsed = time.perf_counter() - began
-    batches.close()
-    return done / elapsed
+    with closing(load(images, _train_jobs(images), workers=workers)) as batches:
+        for _ in range(workers * READ_AHEAD + 1):
+            next(batches)
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            done += len(next(batches).labels)
+        return done / (time.perf_counter() - began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -42,6 +42,8 @@ def compile_step(
             "'max-autotune-no-cudagraphs' or None"
         )
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}
+    if "donate" in inspect.signature(step, follow_wrapped=False).parameters:
+        step = functools.partial(cast(Callable[..., Result], step), donate=donate)
     if not donate:
         compiled = torch.compile(step, **options)
 
@@ -54,12 +56,13 @@ def compile_step(
 
         return run
 
-    donating: dict[str, Any] = {"donate": True} if "donate" in inspect.signature(step).parameters else {}
-
     def step_into(state: Any, batch: Any) -> Any:
-        result: Any = step(state, batch, **donating)
+        result: Any = step(state, batch)
         new_state, metrics = result
-        pairs = zip(pytree.tree_leaves(state), pytree.tree_leaves(new_state), strict=True)
+        leaves, structure = pytree.tree_flatten(state)
+        new_leaves, new_structure = pytree.tree_flatten(new_state)
+        assert new_structure == structure, f"a donated state keeps its structure; {structure} became {new_structure}"
+        pairs = zip(leaves, new_leaves, strict=True)
         # Cloned before any is written, because a new leaf may be memory of another old one. The compiler leaves out the
         # clones that are not needed.
         changed = [(old, new.clone()) for old, new in pairs if new is not old]

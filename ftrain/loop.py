@@ -333,8 +333,9 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     rule = prepare.optimizer(settings, images.steps_per_epoch)
     take, judge = prepare.steps(settings, net, rule, len(images.train.classes))
     batches = on_device(load(images, [images.train_jobs(0)[0], images.val_jobs()[0]]), device)
-    state, metrics = take(prepare.first_state(settings, net, rule), next(batches)[0])
-    judge(state, next(batches)[0]).compute()
+    with kernels.chosen(settings):
+        state, metrics = take(prepare.first_state(settings, net, rule), next(batches)[0])
+        judge(state, next(batches)[0]).compute()
     values: dict[str, float] = metrics.compute()
     return values
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ftrain.draws import keyed_draws
-from ftrain.transforms import tracing
+from ftrain.transforms import tracing, transformed
 
 Tensors = dict[str, Tensor]
 
@@ -96,7 +96,7 @@ def normalized(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    memory_format: torch.memory_format = torch.contiguous_format,
+    memory_format: torch.memory_format | None = None,
 ) -> Apply:
     """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, then
     the network.
@@ -104,7 +104,8 @@ def normalized(
     Args:
       apply: takes float images [B, C, H, W].
       mean, std: C numbers each, in units of the full range of the image.
-      memory_format: how the images are laid out for the network, as its parameters are.
+      memory_format: how the images are laid out for the network, as its parameters are; None to leave them as they
+        are. It is for speed alone, and under a transform of torch.func nothing is done.
 
     Returns:
       The same function of images [B, C, H, W] from 0 to 255: uint8, or float where they have been mixed.
@@ -126,7 +127,9 @@ def normalized(
             # Filled on the device: numbers copied from the host would make it wait in every step.
             return torch.stack([torch.full((1, 1), value, dtype=dtype, device=inputs.device) for value in values])
 
-        images = (inputs.to(dtype) * per_channel(scale) + per_channel(offset)).contiguous(memory_format=memory_format)
+        images = inputs.to(dtype) * per_channel(scale) + per_channel(offset)
+        if memory_format is not None and not transformed():
+            images = images.contiguous(memory_format=memory_format)
         return apply(params, buffers, images, train=train, key=key)
 
     return normalized_apply

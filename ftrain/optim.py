@@ -1,15 +1,15 @@
 """Optimizers as pairs of pure functions, equal to `torch.optim` step for step.
 
 `update` is plain tensor arithmetic under `vmap` and `grad`. Where no transform is active it calls torch's fused
-kernels, which say the same to rounding in a fraction of the time. In a compiled step such a kernel is one node of the
-graph, where the arithmetic of hundreds of tensors would keep the compiler busy for a minute.
+kernels, which say the same to rounding in a fraction of the time. In a compiled step such a kernel (but for Adagrad's)
+is one node of the graph, where the arithmetic of hundreds of tensors would keep the compiler busy for a minute.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -29,31 +29,22 @@ State = Any  # a pytree of tensors
 Mask = Callable[[Tensors], dict[str, bool]]
 
 
-@runtime_checkable
-class Update(Protocol):
-    """(grads, opt_state, params, step) -> (new_params, new_opt_state). With donate=True the result may be written into
-    the memory of `params` and `opt_state`, which are then gone. Where `skip` is true, the result is `params` and
-    `opt_state` as they are."""
-
-    def __call__(
-        self,
-        grads: Tensors,
-        opt_state: State,
-        params: Tensors,
-        step: Int64[Tensor, ""],
-        *,
-        donate: bool = False,
-        skip: Bool[Tensor, ""] | None = None,
-    ) -> tuple[Tensors, State]: ...
-
-
 class Optimizer(NamedTuple):
-    """An optimizer: `init(params)` gives its state, `update` takes a step, `learning_rate` is the schedule it
-    follows."""
+    """An optimizer.
+
+    Attributes:
+      init: `init(params)` gives its state.
+      update: `update(grads, opt_state, params, step) -> (new_params, new_opt_state)`.
+      learning_rate: the schedule it follows.
+      options: which of two options `update` takes too. With donate=True the result may be written into the memory of
+        `params` and `opt_state`, which are then gone. Where `skip`, a 0-d bool tensor, is true, the result is `params`
+        and `opt_state` as they are.
+    """
 
     init: Callable[[Tensors], State]
-    update: Update
+    update: Callable[..., tuple[Tensors, State]]
     learning_rate: Schedule | None = None
+    options: tuple[str, ...] = ()
 
 
 class Transform(NamedTuple):
@@ -104,7 +95,7 @@ def sgd(
         skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
-        if not transformed(params, grads, rate):
+        if not transformed(params, grads, rate) and not _ignored(skip):
             params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 velocity = _listed(opt_state["momentum"], names) if momentum else []
@@ -118,7 +109,7 @@ def sgd(
         ahead = {name: grads[name] + momentum * v for name, v in velocities.items()} if nesterov else velocities
         return _unless(skip, (params, opt_state), (_descend(params, ahead, rate), {"momentum": velocities}))
 
-    return Optimizer(init, update, schedule)
+    return Optimizer(init, update, schedule, ("donate", "skip"))
 
 
 def adam(
@@ -216,7 +207,7 @@ def adagrad(
         direction = {name: grad / (_sqrt(total[name]) + eps) for name, grad in grads.items()}
         return _unless(skip, (params, opt_state), (_descend(params, direction, rate), {"sum": total}))
 
-    return Optimizer(init, update, schedule)
+    return Optimizer(init, update, schedule, ("donate", "skip"))
 
 
 def clip_by_global_norm(max_norm: float) -> Transform:
@@ -263,15 +254,20 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         *states, last = opt_state
         new_states = []
         for transform, state in zip(transforms, states, strict=True):
-            grads, state = transform.update(grads, state, params, step)
-            new_states.append(state)
-        options: dict[str, Any] = {"donate": True} if donate else {}
+            grads, new_state = transform.update(grads, state, params, step)
+            new_states.append(_unless(skip, state, new_state))
+        options: dict[str, Any] = {}
+        if donate:
+            options["donate"] = True
+            # A transform may keep what the optimizer is about to write into.
+            written = {id(leaf) for leaf in pytree.tree_leaves((params, last))}
+            new_states = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in written else leaf, new_states)
         if skip is not None:
             options["skip"] = skip
         new_params, last = optimizer.update(grads, last, params, step, **options)
         return new_params, (*new_states, last)
 
-    return Optimizer(init, update, optimizer.learning_rate)
+    return Optimizer(init, update, optimizer.learning_rate, optimizer.options)
 
 
 def matrices_only(params: Tensors) -> dict[str, bool]:
@@ -317,7 +313,7 @@ def _adam(
         skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
         rate = schedule(step)
-        if not transformed(params, grads, rate):
+        if not transformed(params, grads, rate) and not _ignored(skip):
             params, opt_state, grads = _owned(params, opt_state, grads, donate)
             for decay, names in _groups(params, weight_decay, mask):
                 kernel = _adam_kernel if torch.compiler.is_compiling() else _fused_adam
@@ -352,7 +348,7 @@ def _adam(
         after = _descend(params, direction, rate / bias1), {"exp_avg": mean, "exp_avg_sq": square}
         return _unless(skip, before, after)
 
-    return Optimizer(init, update, schedule)
+    return Optimizer(init, update, schedule, ("donate", "skip"))
 
 
 def _fused_adam(
@@ -432,6 +428,11 @@ _sgd_kernel = torch.library.custom_op(
 )
 
 
+def _ignored(skip: Tensor | None) -> bool:
+    """Whether the fused kernels would not look at `skip`, as those of Apple's GPUs do not."""
+    return skip is not None and skip.device.type == "mps"
+
+
 def _unless(skip: Tensor | None, before: T, after: T) -> T:
     if skip is None:
         return after
@@ -456,11 +457,8 @@ def _descend(params: Tensors, direction: Tensors, rate: Tensor) -> Tensors:
 
 
 def _decayed(grads: Tensors, params: Tensors, weight_decay: float, mask: Mask | None) -> Tensors:
-    return {
-        name: grads[name] + decay * params[name] if decay else grads[name]
-        for decay, names in _groups(params, weight_decay, mask)
-        for name in names
-    }
+    decays = {name: decay for decay, names in _groups(params, weight_decay, mask) for name in names}
+    return {name: grads[name] + decays[name] * params[name] if decays[name] else grads[name] for name in params}
 
 
 def _groups(params: Tensors, weight_decay: float, mask: Mask | None) -> list[tuple[float, list[str]]]:

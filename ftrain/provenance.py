@@ -40,7 +40,7 @@ def new_run(
         "asked": dict(asked or {}),
         "command": list(command),
         "device": describe_device(torch.device(settings.device)),
-        "kernels": kernels.report(settings, len(images.train)),
+        "kernels": kernels.report(settings, len(images.train), asked="compile" in (asked or {})),
         "versions": _versions(),
         "data": _data(images),
         "classes": list(images.train.classes),
@@ -89,12 +89,14 @@ def resumed_run(
             f"{shown(run.folder)} was begun with {len(run.classes)} classes, and there are {len(images.train.classes)} "
             "now, for which its network has no outputs; begin a new run"
         )
+    why = run.config.get("kernels", {}).get("compile_because")
+    decided = {"compile_because": why} if why and "compile" not in asked else {}  # when the run began
     again = {"command": list(command), "versions": _versions(), "changes": changes}
     config = {
         **run.config,
         "settings": attrs.asdict(settings),
         "asked": asked if asked_in_full else {**run.config["asked"], **asked},
-        "kernels": kernels.report(settings, len(images.train)),
+        "kernels": {**kernels.report(settings, len(images.train), asked="compile" in asked), **decided},
         "data": _data(images),
         "classes": list(images.train.classes),
         "resumed": [*run.config.get("resumed", []), again],

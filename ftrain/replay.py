@@ -127,7 +127,7 @@ def _recording(rule: Optimizer) -> Optimizer:
         new_params, inner = rule.update(grads, opt_state[0], params, step, **options)
         return new_params, (inner, norms)
 
-    return Optimizer(init, update, rule.learning_rate)
+    return Optimizer(init, update, rule.learning_rate, rule.options)
 
 
 def _by_layer(norms: Tensors) -> dict[str, float]:

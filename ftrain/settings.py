@@ -328,13 +328,14 @@ class Settings:
         "auto",
         "Run",
         "How images and activations lie in memory: contiguous or channels_last. auto takes channels_last for "
-        "convolutions on a GPU, and for grouped convolutions on a CPU.",
+        "convolutions on a GPU, and for networks of mostly 1 x 1 convolutions on a CPU.",
         _one_of(MemoryFormat),
     )
     compile: bool | None = _setting(
         None,
         "Run",
-        "Compile the training step into one graph. By default on CUDA, and on a CPU where it pays within the run.",
+        "Compile the training step into one graph. By default in runs of 500 steps or more on CUDA, and on a CPU where "
+        "it pays within the run.",
         _yes_or_no,
     )
     deterministic: bool = _setting(

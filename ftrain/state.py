@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import ftrain.random
 from ftrain.frozen import frozen
@@ -39,11 +40,16 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
     if not params:
         raise ValueError("there is nothing to train: the network has no parameters that require gradients")
     device = next(iter(params.values())).device
+    opt_state = optimizer.init(params)
+    shared = {id(param) for param in params.values()}
+    # An optimizer that begins with the parameters themselves, such as an average of them, gets its own: a donated step
+    # writes into both.
+    opt_state = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in shared else leaf, opt_state)
     return TrainState(
         step=torch.zeros((), dtype=torch.int64, device=device),
         params=params,
         buffers=buffers,
-        opt_state=optimizer.init(params),
+        opt_state=opt_state,
         key=ftrain.random.key(seed, device=device),
     )
 

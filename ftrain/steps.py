@@ -100,16 +100,16 @@ def train_step(
     if looks and metrics.nonfinite.item():
         new_state = TrainState(**vars(state))
     else:
-        options: dict[str, Any] = {"donate": True} if donate else {}
-        taken: int | Tensor = 1
-        if skip_nonfinite and not looks:
-            options["skip"] = skip = metrics.nonfinite > 0
-            buffers = pytree.tree_map(
-                lambda new, old: new if new is old else torch.where(skip, old, new), buffers, state.buffers
-            )
-            taken = 1 - skip.to(state.step.dtype)
+        skip = metrics.nonfinite > 0 if skip_nonfinite and not looks else None
+        options: dict[str, Any] = {}
+        if skip is not None and "skip" in optimizer.options:
+            options["skip"] = skip
+        if donate and "donate" in optimizer.options and (skip is None or options):
+            options["donate"] = True
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
-        new_state = TrainState(state.step + taken, params, buffers, opt_state, state.key)
+        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
+        if skip is not None:
+            new_state = _unless(skip, state, new_state, updated="skip" in options)
     if donate and not traced:
         bury(state, state.step + 1)
     return new_state, metrics
@@ -202,6 +202,21 @@ def _grad(
         total, aux = objective(leaves)
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.detach, aux)
+
+
+def _unless(skip: Tensor, old: TrainState, new: TrainState, *, updated: bool) -> TrainState:
+    """The new state, or the old one where `skip` is true, which the optimizer may have seen to for what it updates."""
+
+    def select(old: Any, new: Any) -> Any:
+        return pytree.tree_map(lambda old, new: new if new is old else torch.where(skip, old, new), old, new)
+
+    return TrainState(
+        step=select(old.step, new.step),
+        params=new.params if updated else select(old.params, new.params),
+        buffers=select(old.buffers, new.buffers),
+        opt_state=new.opt_state if updated else select(old.opt_state, new.opt_state),
+        key=new.key,
+    )
 
 
 def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step: Tensor) -> Metrics:

@@ -1,5 +1,7 @@
 """What `ftrain bench` measures and concludes."""
 
+import os
+
 import attrs
 import pytest
 import tiny_runs
@@ -10,16 +12,16 @@ from typer.testing import CliRunner
 
 from ftrain import bench, prepare
 from ftrain.bench import Measuring, Memory, Report, Sample
-from ftrain.errors import TrainingError
+from ftrain.errors import DataError, TrainingError
 from ftrain.settings import Settings
 
 MEMORY = Memory(fixed=1_000, per_image=100, free=10_000)
 
 
 def report(**changes):
-    settings = Settings(batch_size=4, workers=2, device="cpu")
+    settings = Settings(batch_size=4, workers=0, device="cpu", cache="none")
     values = {"settings": settings, "step": 100.0, "others": {}, "decoding": 900.0, "cached": None, "both": 95.0}
-    return Report(**{**values, "compiling": None, "memory": MEMORY, **changes})
+    return Report(**{**values, "compiling": None, "memory": MEMORY, "peak": None, **changes})
 
 
 def test_the_batch_that_fits():
@@ -45,12 +47,17 @@ def test_what_limits(changes, limit):
 
 def test_what_to_change():
     assert report().advice == []
-    others = {"--a": (104.0, 1.04), "--b": (120.0, 1.2), "--c": (150.0, 1.5)}
+    others = {"--a": (104.0, 1.04), "--b": (120.0, 1.2), "--c": (150.0, 1.5), "--d": "no such kernel"}
     assert report(others=others).advice == ["--c makes the step 1.50 x as fast", "--b makes the step 1.20 x as fast"]
     slow = report(decoding=80.0, both=70.0).advice
-    assert [text.split(",")[0] for text in slow] == ["--cache ram", "--workers"]
+    assert slow == [
+        "--cache ram, or disk, may help: it keeps decoded images",
+        f"--workers {os.cpu_count()}, one per core, may help",
+    ]
+    most = attrs.evolve(report().settings, workers=os.cpu_count(), cache="ram")
+    assert report(settings=most, cached=80.0, both=70.0).advice == []
     on_gpu = attrs.evolve(report().settings, device="cuda")
-    assert report(settings=on_gpu).advice == ["--batch-size 64 fits, and larger batches keep a GPU busier"]
+    assert report(settings=on_gpu).advice == ["--batch-size 64 may fit, and larger batches keep a GPU busier"]
 
 
 def test_the_other_ways_to_take_a_step():
@@ -69,6 +76,7 @@ def test_a_sample_is_spread_over_the_source():
     assert sample.labels.tolist() == [0, 0, 0, 0]
     assert (len(sample), sample.name(1), sample.classes) == (4, "array[4]", ("even", "odd"))
     assert len(Sample.of(source, 50)) == 13
+    assert len({source.fingerprint, sample.fingerprint, Sample.of(source, 5).fingerprint}) == 3
 
 
 def test_the_memory_of_a_step_is_what_autograd_keeps():
@@ -106,12 +114,40 @@ def test_a_report(changes):
     assert all(rate > 0 and gain > 0 for rate, gain in found.others.values())
 
 
+def test_an_option_that_cannot_be_measured_leaves_the_others(monkeypatch):
+    compare, calls = bench._compare, []
+
+    def failing(way, other, seconds):
+        calls.append(other.settings)
+        if len(calls) == 1:
+            raise RuntimeError("no such kernel\nat length")
+        return compare(way, other, seconds)
+
+    monkeypatch.setattr(bench, "_compare", failing)
+    with tiny_runs.tiny_network():
+        *_, found = bench.bench(tiny_runs.settings(), tiny_runs.images(), seconds=0.02)
+    assert found.others["--memory-format channels_last"] == "no such kernel"
+    assert not isinstance(found.others["--precision bfloat16"], str)
+
+
+def test_a_cache_that_has_no_room_is_left_out(monkeypatch):
+    def full(*_, **__):
+        raise DataError("no room")
+        yield
+
+    monkeypatch.setattr(bench, "keep", full)
+    with tiny_runs.tiny_network():
+        *_, found = bench.bench(tiny_runs.settings(cache="ram"), tiny_runs.images(), seconds=0.02)
+    assert found.cached is None
+    assert found.both > 0
+
+
 def test_memory_that_runs_out_is_said(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(prepare, "steps", full)
-    with tiny_runs.tiny_network(), pytest.raises(TrainingError, match="--batch-size"):
+    with tiny_runs.tiny_network(), pytest.raises(TrainingError, match="smaller --batch-size"):
         list(bench.bench(tiny_runs.settings(), tiny_runs.images(), seconds=0.02))
 
 

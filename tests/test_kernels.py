@@ -2,7 +2,6 @@
 
 import json
 
-import platformdirs
 import pytest
 import tiny_runs
 import torch
@@ -18,9 +17,9 @@ def resolved(**changes):
 
 
 def test_convolutions_are_counted():
-    assert models.convolutions("resnet18") == models.Convolutions(count=20, grouped=0)
-    assert models.convolutions("mobilenet_v3_small") == models.Convolutions(count=52, grouped=11)
-    assert models.convolutions("vit_b_16") == models.Convolutions(count=1, grouped=0)
+    assert models.convolutions("resnet18") == models.Convolutions(count=20, grouped=0, pointwise=3)
+    assert models.convolutions("mobilenet_v3_small") == models.Convolutions(count=52, grouped=11, pointwise=40)
+    assert models.convolutions("vit_b_16") == models.Convolutions(count=1, grouped=0, pointwise=0)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +27,8 @@ def test_convolutions_are_counted():
     [
         ("resnet18", "cpu", "contiguous"),
         ("mobilenet_v3_small", "cpu", "channels_last"),
+        ("resnet50", "cpu", "channels_last"),
+        ("convnext_tiny", "cpu", "contiguous"),
         ("vit_b_16", "cpu", "contiguous"),
         ("resnet18", "cuda", "channels_last"),
         ("vit_b_16", "cuda:1", "contiguous"),
@@ -46,10 +47,10 @@ def test_the_memory_format_by_model_and_device(model, device, expected):
         ({"device": "cuda"}, 2_990, False, "the run is over in 460 steps"),
         ({"device": "cuda:1"}, 6_400, True, "pays in every step of a GPU"),
         ({"device": "mps"}, 6_400, False, "on mps nobody has measured"),
-        ({"model": "resnet18"}, 10**6, False, "resnet18 is no faster for it on a CPU"),
+        ({"model": "resnet18"}, 10**6, False, "on a CPU that has paid for networks of grouped convolutions alone"),
         # 10 epochs x 48,000 images x 64 x 64 pixels = 2e9, of 4e9
         ({}, 48_000, False, "this run is 0.5 of the work from which that pays on a CPU"),
-        ({}, 100_000, True, "pays in a run as long as this for mobilenet_v3_small"),
+        ({}, 100_000, True, "pays on a CPU in a run as long as this"),
     ],
 )
 def test_what_is_compiled_and_why(changes, examples, expected, why):
@@ -58,40 +59,64 @@ def test_what_is_compiled_and_why(changes, examples, expected, why):
     assert why in reason
 
 
+def test_nothing_is_compiled_on_a_cpu_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert kernels.compiles(resolved(), 100_000) == (False, "the step is not compiled: there is no C++ compiler here")
+    assert kernels.compiles(resolved(device="cuda"), 100_000)[0]
+
+
+def test_why_it_is_compiled_stays_when_a_run_goes_on(tmp_path):
+    settings, images = tiny_runs.settings(), tiny_runs.images()
+    run = provenance.new_run(settings, images, tmp_path / "run", ["ftrain"])
+    why = "the step is not compiled: the run is over in 8 steps"
+    assert run.config["kernels"]["compile_because"] == why
+    longer = tiny_runs.settings(epochs=9)
+    again = provenance.resumed_run(run, longer, images, ["ftrain"], override=True)
+    assert again.config["kernels"]["compile_because"] == why
+    asked = provenance.resumed_run(run, longer, images, ["ftrain"], asked={"compile": False}, override=True)
+    assert asked.config["kernels"]["compile_because"] == "it was asked for"
+
+
 def test_the_kernels_are_written_down(tmp_path):
     settings = tiny_runs.settings(memory_format="channels_last")
     with tiny_runs.tiny_network():
-        run = provenance.new_run(settings, tiny_runs.images(), tmp_path / "run", ["ftrain"])
-        list(loop.fit(run, tiny_runs.images()))
+        images = tiny_runs.images()
+        run = provenance.new_run(settings, images, tmp_path / "run", ["ftrain"], asked={"compile": False})
+        list(loop.fit(run, images))
     noted = json.loads((tmp_path / "run" / "config.json").read_text())["kernels"]
     assert noted.pop("threads") == torch.get_num_threads()
     assert noted == {
         "precision": "float32",
-        "float32_matmul": "float32",
+        "float32_matmul": "highest",
         "memory_format": "channels_last",
         "compile": False,
-        "compile_because": "the step is not compiled: the run is over in 8 steps",
+        "compile_because": "it was asked for",
         "cudnn_search": False,
         "deterministic": True,
     }
-    asked = kernels.report(resolved(compile=True), 2_990)
+    asked = kernels.report(resolved(compile=True), 2_990, asked=True)
     assert (asked["compile"], asked["compile_because"]) == (True, "it was asked for")
 
 
 def test_what_determinism_costs_is_said():
-    assert "costs nothing on a CPU" in kernels.cost_of_determinism(torch.device("cpu"))
+    assert "changes nothing on a CPU" in kernels.cost_of_determinism(torch.device("cpu"))
     assert "some are slower" in kernels.cost_of_determinism(torch.device("cuda"))
 
 
-def test_what_is_compiled_is_kept_in_the_users_cache(monkeypatch):
-    for before, compiled, after in (
-        ({}, False, {}),
-        ({"TORCHINDUCTOR_CACHE_DIR": "mine"}, True, {"TORCHINDUCTOR_CACHE_DIR": "mine"}),
-        ({}, True, {"TORCHINDUCTOR_CACHE_DIR": str(platformdirs.user_cache_path("ftrain") / "compiled")}),
-    ):
+def test_what_is_compiled_is_kept_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    mine = {"TORCHINDUCTOR_CACHE_DIR": "mine"}
+    kept = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "ftrain" / "compiled")}
+    for before, compiled, after in (({}, False, {}), (mine, True, mine), ({}, True, kept)):
         monkeypatch.setattr(kernels.os, "environ", environment := dict(before))
         with kernels.chosen(resolved(compile=compiled)):
             assert environment == after
+    assert (tmp_path / "ftrain" / "compiled").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(kernels.platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name)
+    monkeypatch.setattr(kernels.os, "environ", environment := {})
+    with kernels.chosen(resolved(compile=True)):
+        assert environment == {}  # torch's own folder
 
 
 def test_torchs_own_settings_come_back():
@@ -105,8 +130,16 @@ def test_torchs_own_settings_come_back():
         assert now() == (True, False, False, "high")
     with kernels.chosen(resolved(device="cuda", deterministic=True)):
         assert now() == (False, True, True, "high")
-    with kernels.chosen(resolved()):
-        assert now() == before
+    for deterministic in (False, True):
+        with kernels.chosen(resolved(deterministic=deterministic)):
+            assert now() == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with kernels.chosen(resolved(device="cuda")):
+            assert now() == (False, True, True, "high")
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert now() == before
 
 
@@ -144,3 +177,6 @@ def test_the_images_are_laid_out_as_the_network_wants_them():
         normalized = ftrain.normalized(apply, mean=(0.0,) * 3, std=(1.0,) * 3, memory_format=memory_format)
         normalized({"weight": torch.zeros(1)}, {}, torch.zeros(2, 3, 4, 5, dtype=torch.uint8), train=True)
     assert seen == [(60, 20, 5, 1), (60, 1, 15, 3)]
+    stacked = torch.zeros(2, 2, 3, 4, 5, dtype=torch.uint8)
+    found, _ = torch.vmap(lambda images: normalized({"weight": torch.zeros(1)}, {}, images, train=True))(stacked)
+    assert found.shape == (2, 2, 3, 4, 5)

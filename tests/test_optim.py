@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils import _pytree as pytree
 
+import ftrain
 from ftrain import optim
 from ftrain.optim import Optimizer, Tensors, adagrad, adam, adamw, chain, clip_by_global_norm, matrices_only, sgd
 from ftrain.schedules import warmup_cosine
@@ -251,7 +252,7 @@ def test_zero_rate_keeps_parameters_and_moves_the_state(name: str, path: Callabl
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_fused_kernels_are_for_eager_mode_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_kernels_are_for_where_no_transform_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class CalledError(Exception):
         pass
 
@@ -303,10 +304,21 @@ def test_compiled_once_while_the_step_moves(name: str) -> None:
     assert_close(found, run(optimizer, problem(), steps=6)[0])
 
 
+def with_mean(lr: Any) -> Optimizer:
+    """SGD on the running mean of gradients, which a transform keeps."""
+
+    def update(grads: Tensors, mean: Tensors, params: Tensors, step: Tensor) -> tuple[Tensors, Tensors]:
+        mean = {name: 0.5 * mean[name] + grad for name, grad in grads.items()}
+        return mean, mean
+
+    zeros = optim.Transform(lambda params: {name: torch.zeros_like(p) for name, p in params.items()}, update)
+    return optim.chain(zeros, optim.sgd(lr, momentum=0.9))
+
+
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", FACTORIES)
+@pytest.mark.parametrize("name", [*FACTORIES, "with_mean"])
 def test_a_skipped_update_changes_nothing(name: str, path: Callable[[Optimizer], Updater]) -> None:
-    optimizer = FACTORIES[name](0.01)
+    optimizer = {**FACTORIES, "with_mean": with_mean}[name](0.01)
     params, opt_state = run(optimizer, problem(), steps=2)
     bad = {name: grad * float("nan") for name, grad in gradients(params).items()}
     args = opt_state, params, torch.tensor(2)
@@ -329,6 +341,44 @@ def test_a_compiled_donated_update_writes_where_the_state_is(name: str) -> None:
         found = update(gradients(params), opt_state, params, torch.tensor(2))
     assert all(new is old for new, old in zip(pytree.tree_leaves(found), before, strict=True))
     assert_identical(found, expected)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("adamw_decay", "ftrain.adam_"), ("sgd_nesterov", "ftrain.sgd_")])
+def test_a_compiled_update_is_one_kernel_for_each_group(name: str, kernel: str) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    optimizer, params = FACTORIES[name](0.01), problem()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        update = torch.compile(optimizer.update, fullgraph=True, backend=backend)
+        update(gradients(params), optimizer.init(params), params, torch.tensor(0))
+    targets = [str(node.target) for node in graphs[0].graph.nodes]
+    assert [target.removesuffix(".default") for target in targets].count(kernel) == 1
+    assert not any("sqrt" in target for target in targets)
+
+
+def test_a_transform_may_keep_what_a_donated_update_writes_into() -> None:
+    keeping = optim.Transform(lambda params: params, lambda grads, state, params, step: (grads, params))
+    optimizer, params = optim.chain(keeping, optim.sgd(0.5)), problem()
+    state = ftrain.init_state(params, {}, optimizer, seed=0)
+    before = {name: param.clone() for name, param in params.items()}
+    _, (kept, _) = optimizer.update(gradients(params), state.opt_state, params, torch.tensor(0), donate=True)
+    assert_identical(kept, before)
+    assert not any(torch.equal(params[name], before[name]) for name in params)
+
+
+def test_a_state_shares_no_memory_with_its_parameters() -> None:
+    optimizer = Optimizer(lambda params: {"average": params}, lambda grads, state, params, step: (params, state))
+    params = problem()
+    state = ftrain.init_state(params, {}, optimizer, seed=0)
+    assert state.params is params
+    for name, average in state.opt_state["average"].items():
+        assert torch.equal(average, params[name])
+        assert average.data_ptr() != params[name].data_ptr()
 
 
 # --- the learning rate

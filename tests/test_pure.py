@@ -201,6 +201,27 @@ def test_donation_changes_no_bit_of_a_compiled_step():
             assert torch.equal(one, other)
 
 
+def test_without_donation_a_compiled_step_writes_into_nothing_whatever_was_bound():
+    _, _, state, batch = parts("linear")
+    step = functools.partial(bound_train_step("linear"), donate=True)
+    before = torch.utils._pytree.tree_map(torch.clone, state)
+    ftrain.compile_step(step, backend="aot_eager")(state, batch)
+    for old, was in zip(*map(torch.utils._pytree.tree_leaves, (state, before)), strict=True):
+        assert torch.equal(old, was)
+
+
+def test_a_donated_state_with_a_mask_keeps_its_order():
+    apply, _, state, batch = parts("convnet")
+    optimizer = ftrain.adagrad(0.1, weight_decay=0.1, mask=ftrain.matrices_only)
+    state = ftrain.init_state(state.params, state.buffers, optimizer, seed=0)
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
+    expected, _ = step(state, batch)
+    donated = torch.utils._pytree.tree_map(torch.clone, state)
+    found, _ = ftrain.compile_step(step, donate=True, backend="aot_eager")(donated, batch)
+    for name in state.params:
+        torch.testing.assert_close(found.opt_state["sum"][name], expected.opt_state["sum"][name])
+
+
 @frozen
 class Pair:
     older: Tensor

@@ -76,6 +76,56 @@ def test_compiled(donate):
     assert state.step == 1
 
 
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("takes", [(), ("donate",), ("donate", "skip")])
+def test_an_optimizer_of_ones_own_need_take_nothing(takes, donate):
+    plain = ftrain.adagrad(0.01)  # whose compiled update is plain arithmetic
+
+    def update(grads, opt_state, params, step, **options):
+        assert set(options) <= set(takes)
+        return plain.update(grads, opt_state, params, step, **options)
+
+    own = ftrain.Optimizer(plain.init, update, options=takes)
+    step, state, batch = parts(optimizer=own)
+    before = leaves(state)
+    compiled = ftrain.compile_step(step, donate=donate, backend="aot_eager")
+    state, _ = compiled(state, bad(batch))
+    assert same(leaves(state), before)
+    state, _ = compiled(state, batch)
+    assert state.step == 1
+    assert not same(leaves(state), before)
+
+
+def test_a_transforms_state_stays_too():
+    mean = ftrain.Transform(
+        lambda params: {name: torch.zeros_like(param) for name, param in params.items()},
+        lambda grads, state, params, step: ({name: 0.5 * state[name] + grad for name, grad in grads.items()},) * 2,
+    )
+    step, state, batch = parts(optimizer=ftrain.chain(mean, ftrain.sgd(0.1)))
+    compiled = ftrain.compile_step(step, donate=True, backend="aot_eager")
+    before = leaves(state)
+    state, _ = compiled(state, bad(batch))
+    assert same(leaves(state), before)
+    state, _ = compiled(state, batch)
+    assert all(leaf.isfinite().all() for leaf in leaves(state))
+
+
+@pytest.mark.slow
+def test_inductor_writes_the_same_bits_donated_and_skips():
+    step, kept, batch = parts("linear")
+    donated = pytree.tree_map(torch.clone, kept)
+    compiled = [ftrain.compile_step(step, donate=donate) for donate in (False, True)]
+    memory = [param.data_ptr() for param in donated.params.values()]
+    before = leaves(kept)
+    for spoilt in (True, False, False):
+        given = bad(batch) if spoilt else batch
+        (kept, _), (donated, _) = compiled[0](kept, given), compiled[1](donated, given)
+        assert same(leaves(kept), leaves(donated))
+        assert same(leaves(kept), before) == spoilt
+    assert [param.data_ptr() for param in donated.params.values()] == memory
+    assert kept.step == 2
+
+
 def test_of_several_states_under_vmap_only_those_with_bad_numbers_stay():
     step, state, (images, labels) = parts("linear")
     states = pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), state)

@@ -266,7 +266,7 @@ def open_store(folder: Path) -> Store | None:
 def store_folder(source: Source, form: Form) -> Path:
     """Where the store of a source is: in the user's cache folder, under a name that follows from the images' names,
     sizes and times, and from what is kept of them."""
-    facts: list[Any] = [FORMAT, source.fingerprint, list(form), PIL.__version__]
+    facts: list[Any] = [FORMAT, source.fingerprint, list(form), PIL.__version__, torch.__version__]
     if isinstance(source, Index):
         facts += [os.path.realpath(source.root), hashlib.sha256(source.modified.tobytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -362,13 +362,20 @@ def _claim(folder: Path) -> tuple[Path, int]:
         os.close(everything)
 
 
+def available_memory() -> int:
+    """Bytes of memory that are free, or can be made so; 0 where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not on Linux
+        return 0
+
+
 def free_memory() -> int:
     """Bytes of memory that processes can share; 0 where the system does not say."""
     try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-        return min(available, shutil.disk_usage("/dev/shm").free)
-    except (OSError, KeyError):  # not on Linux
+        return min(available_memory(), shutil.disk_usage("/dev/shm").free)
+    except OSError:  # not on Linux
         return 0
 
 
