@@ -3,10 +3,10 @@
     python benchmarks/gpu.py [steps|ensemble|loop] [--models resnet50,...] [--batches 256,...] [--trace FILE]
     python benchmarks/gpu.py --smoke --device cpu
 
-Runs from a checkout, with torch, torchvision, attrs and typer; `loop` needs ftrain's other requirements too. Every way
-of doing the work has a process of its own. Each round takes the ways in turn, some steps of each after a few that do
-not count, and waits for the device before and after; then a way gives its memory back. A ratio is the median over the
-rounds. A way that fails says why in its row. --smoke tries all of it in small sizes, which measures nothing.
+Runs from a checkout, with torch, torchvision, attrs and typer, beside lightning, flax and optax where they are there.
+Every way of doing the work has a process of its own. Each round takes the ways in turn, some steps of each after a few
+that do not count, and waits for the device before and after; then a way gives its memory back. A ratio is the median
+over the rounds. A way that fails says why in its row. --smoke tries all of it in small sizes, which measures nothing.
 
 steps: on float32 images in memory, bfloat16 autocast, AdamW; cuDNN chooses its kernels by trial, for all alike.
   hand        a hand-written loop: zero_grad, forward, backward, torch.optim.AdamW with its defaults
@@ -26,7 +26,7 @@ written and read once in float32. To reach: 1.15 x timm, and more than 1 x every
 ensemble: one compiled step of 8 stacked states, against 8 calls of the compiled step, each with a state of its own;
 networks of three convolutions, 32 px, batch 128 each, float32. To reach: 4 x.
 
-loop: `fit` over JPEG files decoded into memory, from its second epoch on, from the end of an epoch's first step to that
+loop: `fit` over PNG files decoded into memory, from its second epoch on, from the end of an epoch's first step to that
 of its last, against its own compiled step on one batch. To reach: 0.97 x. Then the first steps of one more epoch under
 torch's profiler: calls by which the loop's thread waits for the device. To reach: 0, but for readings of the metrics,
 which happen twice a second.
@@ -51,15 +51,21 @@ from pathlib import Path
 
 if importlib.util.find_spec("ftrain") is None:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-if importlib.util.find_spec("jaxtyping") is None:  # ftrain takes nothing but annotations from it: Float[Tensor, "B C"]
+# What ftrain imports and nothing here calls: they annotate, read checkpoints and JPEG files, and name cache folders.
+if missing := [
+    name
+    for name in ("jaxtyping", "safetensors", "simplejpeg", "platformdirs")
+    if importlib.util.find_spec(name) is None
+]:
 
-    def annotation(name):
+    def stand_in(name):
         if name.startswith("__"):  # which inspect asks of every module
             raise AttributeError(name)
-        return dict
+        return dict  # can be subscripted, as annotations are: Float[Tensor, "B C"]
 
-    sys.modules["jaxtyping"] = types.ModuleType("jaxtyping")
-    sys.modules["jaxtyping"].__getattr__ = annotation
+    for name in missing:
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__getattr__ = stand_in
 
 import torch
 import torch.nn.functional as F
@@ -530,17 +536,17 @@ def compare(way, base, images, options, cache, **case):
 
 
 def write_images(folder, count, side):
-    """JPEG files in ten classes: a few different pictures, many times over."""
+    """PNG files in ten classes: a few different pictures, many times over."""
     from PIL import Image
 
     pictures = []
     for _ in range(64):
         file, coarse = io.BytesIO(), torch.randint(256, (8, 8, 3), dtype=torch.uint8).numpy()
-        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG")
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")
         pictures.append(file.getvalue())
     for split, number in (("train", count), ("val", min(count, 256))):
         for position in range(number):
-            path = Path(folder, split, str(position % 10), f"{position}.jpg")
+            path = Path(folder, split, str(position % 10), f"{position}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(pictures[position % 64])
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         sgd,
     )
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
-    from ftrain.state import DonatedError, TrainState, init_state
+    from ftrain.state import DonatedError, TrainState, averaged, init_state
     from ftrain.steps import eval_step, predict_step, train_step
 
 _NAMES_IN = {
@@ -47,7 +47,7 @@ _NAMES_IN = {
         "sgd",
     ],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
-    "state": ["DonatedError", "TrainState", "init_state"],
+    "state": ["DonatedError", "TrainState", "averaged", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
 _MODULES = ["data", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]

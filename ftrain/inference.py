@@ -20,7 +20,7 @@ from ftrain.errors import CheckpointError, DataError, shown
 from ftrain.metrics import measure
 from ftrain.runs import Run
 from ftrain.settings import Settings
-from ftrain.state import TrainState
+from ftrain.state import TrainState, averaged
 from ftrain.steps import predict_step
 
 Ranking = list[tuple[str, float]]  # classes with their probabilities, the most probable first
@@ -46,7 +46,8 @@ class Restored(NamedTuple):
 
 
 def restore(run: Run, *, best: bool = True) -> Restored:
-    """The state of a run's best checkpoint, or its last; of those that can be read.
+    """The state of a run's best checkpoint, or its last; of those that can be read. Where the run keeps averages, with
+    those in place.
 
     Raises:
       CheckpointError: if there is none, or it cannot be read.
@@ -59,7 +60,7 @@ def restore(run: Run, *, best: bool = True) -> Restored:
     net = prepare.network(run.settings, len(run.classes))
     template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
     loaded = checkpoint.load_first(found, template)
-    return Restored(loaded.state, net, loaded.folder, tuple(loaded.damaged.values()))
+    return Restored(averaged(loaded.state), net, loaded.folder, tuple(loaded.damaged.values()))
 
 
 def _best_first(newest_first: list[Path]) -> list[Path]:

@@ -22,8 +22,8 @@ from ftrain import models
 from ftrain.settings import MemoryFormat, Precision, Settings
 
 FEWEST_STEPS = 500  # of a run for which compiling is worth a thought
-# Pixels that a run on a CPU must see for compiling to pay: mobilenet_v3_small takes 75 s to compile and then saves a
-# fifth of 64 ms in a step of 64 images of 64 px (benchmarks/results/step.txt), so 1.5e9; others take longer.
+# Pixels that a run on a CPU must see for compiling to pay: mobilenet_v3_small takes 96 s to compile and then saves a
+# quarter of 69 ms in a step of 64 images of 64 px (benchmarks/results/step.txt), so 1.5e9; others take longer.
 FEWEST_PIXELS = 4_000_000_000
 
 

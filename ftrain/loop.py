@@ -25,6 +25,7 @@ from ftrain.models import WeightsReport
 from ftrain.optim import Optimizer
 from ftrain.runs import Run
 from ftrain.settings import Settings
+from ftrain.state import averaged
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -288,7 +289,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
                     return
                 batch, host = next(batches)
                 yield from left_out.of(host, "val")
-                parts.append((yield from compiling("evaluation", functools.partial(judge, state, batch))))
+                parts.append((yield from compiling("evaluation", functools.partial(judge, averaged(state), batch))))
             val = functools.reduce(operator.add, parts).compute()
             train = log.end_epoch()
             line = {
@@ -335,7 +336,7 @@ def try_once(settings: Settings, images: Images) -> dict[str, float]:
     batches = on_device(load(images, [images.train_jobs(0)[0], images.val_jobs()[0]]), device)
     with kernels.chosen(settings):
         state, metrics = take(prepare.first_state(settings, net, rule), next(batches)[0])
-        judge(state, next(batches)[0]).compute()
+        judge(averaged(state), next(batches)[0]).compute()
     values: dict[str, float] = metrics.compute()
     return values
 

@@ -310,6 +310,7 @@ def steps(
         precision=precision,
         accumulate=settings.accumulate,
         skip_nonfinite=True,
+        ema_decay=settings.ema_decay,
     )
     judge = functools.partial(eval_step, apply=net.apply, loss=LOSSES[settings.loss], precision=precision)
     if settings.compile:
@@ -340,7 +341,7 @@ def check_batch(settings: Settings, net: Network) -> None:
 
 def first_state(settings: Settings, net: Network, rule: optim.Optimizer) -> TrainState:
     """The state before the first step."""
-    return init_state(net.params, net.buffers, rule, seed=settings.seed)
+    return init_state(net.params, net.buffers, rule, seed=settings.seed, ema=settings.ema_decay is not None)
 
 
 def _placed(settings: Settings) -> tuple[Settings, list[str]]:

@@ -103,7 +103,7 @@ def _taken(
             mix=prepare.mixing(settings, len(run.classes)),
             precision=prepare.dtype(settings),
         )
-        recording = TrainState(state.step, state.params, state.buffers, (state.opt_state, {}), state.key)
+        recording = TrainState(**{**vars(state), "opt_state": (state.opt_state, {})})
         after, metrics = watched(recording, batch)
     yield Replayed(
         step=step,

@@ -313,6 +313,13 @@ class Settings:
     clip_norm: float | None = _setting(
         None, "Training", "Largest L2 norm of the gradients; larger ones are scaled down.", _number(0.0, above=True)
     )
+    ema_decay: float | None = _setting(
+        None,
+        "Training",
+        "Decay of an exponential moving average of the network over the steps, 0.999 for example, which is then what "
+        "validation, evaluate, predict and export take. None is kept if not given.",
+        _number(0.0, below=1.0),
+    )
     seed: int = _setting(0, "Run", "What every random number follows from.", _whole(0, 2**64 - 1))
     device: str = _setting("auto", "Run", "auto, cpu, cuda, cuda:N or mps.", _device)
     workers: int | None = _setting(

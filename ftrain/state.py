@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+import attrs
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -24,15 +25,18 @@ class TrainState:
     buffers: dict[str, Tensor]
     opt_state: Any  # a pytree of tensors, the optimizer's own
     key: Int64[Tensor, "2"]  # never advances: draws fold the step into it
+    # Averages over the steps, of the parameters and the floating-point buffers, by name; empty where none are kept.
+    ema: dict[str, Tensor] = attrs.field(factory=dict)
 
 
-def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed: int) -> TrainState:
+def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed: int, ema: bool = False) -> TrainState:
     """The state before the first step, on the device of the parameters, whose tensors it holds without copying.
 
     Args:
       params, buffers: as `functionalize` gives them.
       optimizer: its `init` makes the optimizer state.
       seed: an integer in [0, 2**64), from which every draw of the training steps follows.
+      ema: whether the state keeps averages, which a step with `ema_decay` brings up to date.
 
     Raises:
       ValueError: for a network without parameters to train, or a seed out of range.
@@ -51,7 +55,42 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
         buffers=buffers,
         opt_state=opt_state,
         key=ftrain.random.key(seed, device=device),
+        ema={name: tensor.clone() for name, tensor in _averageable(params, buffers).items()} if ema else {},
     )
+
+
+def averaged(state: TrainState) -> TrainState:
+    """The state with its averages in the place of the parameters and buffers that they are of, without copying, and
+    without averages of its own. What is evaluated and used of a run that keeps averages; not what goes on training."""
+    return TrainState(
+        state.step,
+        {name: state.ema.get(name, param) for name, param in state.params.items()},
+        {name: state.ema.get(name, buffer) for name, buffer in state.buffers.items()},
+        state.opt_state,
+        state.key,
+    )
+
+
+def with_ema(state: TrainState, weight: Tensor, *, in_place: bool) -> TrainState:
+    """The state with its averages moved towards its parameters and buffers.
+
+    Args:
+      weight: 0-d, in [0, 1], the share of the way.
+      in_place: whether the averages' own memory is written into.
+
+    Raises:
+      ValueError: for a state that keeps no averages.
+    """
+    if not state.ema:
+        raise ValueError("ema_decay needs a state that keeps averages; make it with init_state(..., ema=True)")
+    lerp = Tensor.lerp_ if in_place else torch.lerp
+    latest = _averageable(state.params, state.buffers)
+    ema = {name: lerp(average, latest[name], weight.to(average.dtype)) for name, average in state.ema.items()}
+    return TrainState(state.step, state.params, state.buffers, state.opt_state, state.key, ema)
+
+
+def _averageable(params: Tensors, buffers: Tensors) -> Tensors:
+    return {**params, **{name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}}
 
 
 class DonatedError(RuntimeError):

@@ -17,7 +17,7 @@ from ftrain.metrics import Metrics, measure
 from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, global_norm
-from ftrain.state import TrainState, bury
+from ftrain.state import TrainState, bury, with_ema
 from ftrain.transforms import differentiated_once, tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -41,6 +41,7 @@ def train_step(
     precision: torch.dtype = torch.float32,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
+    ema_decay: float | None = None,
     donate: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """One step of training.
@@ -62,6 +63,10 @@ def train_step(
         and for draws such as dropout's, which are others.
       skip_nonfinite: a batch whose loss or gradient is not finite leaves the state as it is, its step too; the metrics
         count it. Where the state is on a GPU, or the step is traced, that needs no look at the numbers by the host.
+      ema_decay: in [0, 1), to bring the averages up to date that the state keeps (`init_state(..., ema=True)`):
+        ema = d ema + (1 - d) new, with d = min(ema_decay, (1 + step) / (10 + step)), so that the first steps of a run
+        are soon forgotten (tf.train.ExponentialMovingAverage with num_updates). `averaged(state)` is the state with the
+        averages in place.
       donate: the new state may be written into the memory of the old one, which then raises `DonatedError` when it is
         touched.
 
@@ -71,6 +76,8 @@ def train_step(
     """
     if precision not in (torch.float32, torch.bfloat16):
         raise ValueError(f"precision is torch.float32 or torch.bfloat16; got {precision}")
+    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
+        raise ValueError(f"ema_decay is a number >= 0 and < 1; got {ema_decay}")
     inputs, labels, weights = _unpack(batch)
     if accumulate < 1 or len(weights) % accumulate:
         raise ValueError(f"accumulate splits a batch of {len(weights)} into equal parts; got {accumulate}")
@@ -107,9 +114,13 @@ def train_step(
         if donate and "donate" in optimizer.options and (skip is None or options):
             options["donate"] = True
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
-        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key)
+        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key, state.ema)
         if skip is not None:
             new_state = _unless(skip, state, new_state, updated="skip" in options)
+        if ema_decay is not None:
+            weight = _ema_weight(ema_decay, state.step)
+            weight = weight if skip is None else torch.where(skip, 0.0, weight)
+            new_state = with_ema(new_state, weight, in_place=donate and not traced)
     if donate and not traced:
         bury(state, state.step + 1)
     return new_state, metrics
@@ -216,7 +227,13 @@ def _unless(skip: Tensor, old: TrainState, new: TrainState, *, updated: bool) ->
         buffers=select(old.buffers, new.buffers),
         opt_state=new.opt_state if updated else select(old.opt_state, new.opt_state),
         key=new.key,
+        ema=new.ema,
     )
+
+
+def _ema_weight(decay: float, step: Tensor) -> Tensor:
+    time = step.to(torch.float32)
+    return 1.0 - ((1.0 + time) / (10.0 + time)).clamp_max(decay)
 
 
 def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step: Tensor) -> Metrics:

@@ -95,6 +95,25 @@ def test_too_many_values_are_refused() -> None:
         Pair(1, 2, 3)
 
 
+@frozen
+class Padded:
+    first: Tensor
+    last: dict[str, Tensor] = attrs.field(factory=dict)
+
+
+def test_a_field_with_a_factory_may_be_left_out() -> None:
+    one = torch.tensor(1.0)
+    assert Padded(one).last == {}
+    assert Padded(one).last is not Padded(one).last
+    assert Padded(one, {"a": one}).last == {"a": one} == Padded(one, last={"a": one}).last
+    for args, kwargs in (((), {}), ((one, {}), {"last": {}})):
+        with pytest.raises(TypeError, match="Padded takes the fields first, last, each once"):
+            Padded(*args, **kwargs)
+    made = torch.compile(lambda value: Padded(2 * value), fullgraph=True, backend="eager")(one)
+    assert made.first.item() == 2.0
+    assert made.last == {}
+
+
 def test_pytree_round_trip() -> None:
     value = Nested(pair(), (torch.tensor(7.0), torch.tensor(8.0)))
     leaves, structure = pytree.tree_flatten(value)

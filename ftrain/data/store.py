@@ -152,17 +152,17 @@ def keep(source: Source, form: Form, kind: Literal["ram", "disk"], *, workers: i
       DataError: if there is not enough memory.
       OSError: if the disk is full or cannot be written. Nothing is left behind then.
     """
-    folder = store_folder(source, form)
-    if kind == "disk" and (store := open_store(folder)):
+    folder = store_folder(source, form) if kind == "disk" else None
+    if folder and (store := open_store(folder)):
         return store
-    place = "memory" if kind == "ram" else shown(folder)
+    place = shown(folder) if folder else "memory"
     *_, planned = plan(source, form, workers=workers)
     assert isinstance(planned, Plan)
     yield Caching(0, len(source), planned.bytes, place)
     building = (
-        build_in_memory(source, planned, form, workers=workers)
-        if kind == "ram"
-        else build_on_disk(source, planned, form, folder, workers=workers)
+        build_on_disk(source, planned, form, folder, workers=workers)
+        if folder
+        else build_in_memory(source, planned, form, workers=workers)
     )
     for event in building:
         if isinstance(event, Store):
