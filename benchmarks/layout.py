@@ -60,7 +60,7 @@ def main():
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {platform.machine()}")
     print(f"{options.side} px, batch {options.batch}, float32, eager, {options.rounds} rounds of {STEPS} steps")
-    print(f"{'':20}{'convolutions':>13}{'grouped':>9}{'1 x 1':>7}{'contiguous':>12}{'last':>9}{'ratio':>7}  rule")
+    print(f"{'':20}{'convolutions':>13}{'depthwise':>11}{'1 x 1':>7}{'contiguous':>12}{'last':>9}{'ratio':>7}  rule")
     for name in options.models.split(","):
         ways = [Way(options, name, layout) for layout in (torch.contiguous_format, torch.channels_last)]
         for way in ways:
@@ -71,7 +71,7 @@ def main():
         counted = models.convolutions(name)
         rule = kernels.memory_format(name, torch.device(options.device))
         measured = f"{contiguous:>9.0f} ms{last:>6.0f} ms{ratio:>7.2f}"
-        kinds = f"{counted.count:>13}{counted.grouped:>9}{counted.pointwise:>7}"
+        kinds = f"{counted.count:>13}{counted.depthwise:>11}{counted.pointwise:>7}"
         print(f"{name:20}{kinds}{measured}  {rule}", flush=True)
 
 

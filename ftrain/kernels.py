@@ -23,8 +23,8 @@ from ftrain.settings import MemoryFormat, Precision, Settings
 
 FEWEST_STEPS = 500  # of a run for which compiling is worth a thought
 # Pixels that a run on a CPU must see for compiling to pay: mobilenet_v3_small takes 96 s to compile and then saves a
-# quarter of 69 ms in a step of 64 images of 64 px (benchmarks/results/step.txt), so 1.5e9; others take longer.
-FEWEST_PIXELS = 4_000_000_000
+# quarter of 69 ms in a step of 64 images of 64 px (benchmarks/results/step.txt), so 1.5e9; mnasnet1_0 needs 5.4e9.
+FEWEST_PIXELS = 6_000_000_000
 
 
 def precision(device: torch.device) -> Precision:
@@ -38,7 +38,7 @@ def memory_format(model: str, device: torch.device) -> MemoryFormat:
     """How images and activations lie in memory.
 
     On a GPU the matrix units take convolutions channels last. On a CPU networks of mostly pointwise convolutions, which
-    are matrix products over the channels, need up to two fifths less time for a step so; others need as much, or more.
+    are matrix products over the channels, need up to half less time for a step so; others need as much, or more.
     """
     convolutions = models.convolutions(model)
     if device.type == "cuda":
@@ -59,8 +59,10 @@ def compiles(settings: Settings, examples: int) -> tuple[bool, str]:
         return False, f"the step is not compiled: the run is over in {steps} steps"
     if device == "cuda":
         return True, "the step is compiled, which takes a minute or two at the start and pays in every step of a GPU"
-    if not models.convolutions(settings.model).grouped:
-        return False, "the step is not compiled: on a CPU that has paid for networks of grouped convolutions alone"
+    convolutions = models.convolutions(settings.model)
+    if not (convolutions.depthwise and convolutions.pointwise):
+        paid = "networks of depthwise and 1 x 1 convolutions"
+        return False, f"the step is not compiled: on a CPU that has paid for {paid} alone"
     if not (compiler := _cpp_compiler()) or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         missing = "Python's header files" if compiler else "C++ compiler"
         return False, f"the step is not compiled: there is no {missing} here"

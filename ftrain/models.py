@@ -179,10 +179,11 @@ def parameter_count(name: str, classes: int = 1000, image_size: int | None = Non
 
 @attrs.frozen
 class Convolutions:
-    """How many convolutions over images a model has, and how many of them are grouped, or pointwise (1 x 1)."""
+    """How many convolutions over images a model has, and how many of them are depthwise (a group for each input
+    channel), or pointwise (1 x 1)."""
 
     count: int
-    grouped: int
+    depthwise: int
     pointwise: int
 
 
@@ -195,8 +196,8 @@ def convolutions(name: str) -> Convolutions:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), _WithoutData():
         module = _construct(name, 1, max(224, smallest_size(name)))
     found = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
-    grouped = sum(layer.groups > 1 for layer in found)
-    return Convolutions(len(found), grouped, sum(layer.kernel_size == (1, 1) for layer in found))
+    depthwise = sum(layer.groups == layer.in_channels > 1 for layer in found)
+    return Convolutions(len(found), depthwise, sum(layer.kernel_size == (1, 1) for layer in found))
 
 
 def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> WeightsReport:
