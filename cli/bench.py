@@ -67,7 +67,7 @@ def _told(report: Report) -> str:
         if isinstance(found, str):
             lines.append(f"  with {option}: not measured: {shown(found)}")
         else:
-            line(f"  with {option}", found[0], f"   {found[1]:.2f} x")
+            line(f"  with {option}", found * report.step, f"   {found:.2f} x")
     line("input pipeline, decoding", report.decoding)
     if report.cached is not None:
         line("input pipeline, from the cache", report.cached)

@@ -28,9 +28,10 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         f"data         {shown(data['train']['from'])} ({data['train']['images']} images), "
         f"{shown(data['val']['from'])} ({data['val']['images']})"
     )
+    average = "" if settings.ema_decay is None else f", averaged with ema decay {settings.ema_decay:g}"
     typer.echo(
         f"training     {settings.epochs} epochs, batch {settings.batch_size}, {settings.optimizer}, lr "
-        f"{settings.lr:g}, seed {settings.seed}"
+        f"{settings.lr:g}, seed {settings.seed}{average}"
     )
     typer.echo(
         f"device       {config['device']}, {settings.precision}; "

@@ -75,8 +75,8 @@ class Report:
 
     Attributes:
       step: the training step on a batch in memory, as the settings have it.
-      others: by the options that make it so, another such step, and how much faster it is (1.2: by a fifth); or why
-        it could not be measured.
+      others: by the options that make it so, how many times as fast another such step is, taken in turn with this
+        one; or why it could not be measured.
       decoding: the input pipeline from the files; as in a first epoch, or without a cache.
       cached: the input pipeline from decoded images in memory, if the settings have a cache and there is room.
       both: the two together.
@@ -86,7 +86,7 @@ class Report:
 
     settings: Settings
     step: float
-    others: dict[str, tuple[float, float] | str]
+    others: dict[str, float | str]
     decoding: float
     cached: float | None
     both: float
@@ -105,7 +105,7 @@ class Report:
     @property
     def advice(self) -> list[str]:
         """What made the step faster, the best first; then what may help and was not measured."""
-        gains = {option: found[1] for option, found in self.others.items() if not isinstance(found, str)}
+        gains = {option: gain for option, gain in self.others.items() if not isinstance(gain, str)}
         faster = sorted((option for option in gains if gains[option] > 1.05), key=lambda option: -gains[option])
         found = [f"{option} makes the step {gains[option]:.2f} x as fast" for option in faster]
         if self.limit != "the step":
@@ -151,7 +151,7 @@ def _bench(settings: Settings, images: Images, seconds: float) -> Iterator[Measu
     compiling = way.first_call if settings.compile else None
     step = way.rate(seconds)
     peak = torch.cuda.max_memory_allocated(settings.device) if way.on_gpu else None
-    others: dict[str, tuple[float, float] | str] = {}
+    others: dict[str, float | str] = {}
     for option, other in alternatives(settings).items():
         yield Measuring(f"the step with {option}")
         try:
@@ -301,13 +301,10 @@ def _batch(settings: Settings, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     return images.to(settings.device), labels.to(settings.device), torch.ones(shape[:1], device=settings.device)
 
 
-def _compare(way: Way, other: Way, seconds: float) -> tuple[float, float]:
-    """Images a second of the other way, and how much faster it is: the median of rounds in which both are taken in
-    turn."""
+def _compare(way: Way, other: Way, seconds: float) -> float:
+    """How many times as fast the other way is: the median of rounds in which both are taken in turn."""
     calls = max(1, int(seconds / ROUNDS / (way.seconds(1) + other.seconds(1))))
-    rounds = [(way.seconds(calls), other.seconds(calls)) for _ in range(ROUNDS)]
-    middle = statistics.median(there for _, there in rounds)
-    return calls * len(other.batch[1]) / middle, statistics.median(here / there for here, there in rounds)
+    return statistics.median(way.seconds(calls) / other.seconds(calls) for _ in range(ROUNDS))
 
 
 def _memory(settings: Settings, classes: int) -> Memory:

@@ -47,7 +47,7 @@ def test_what_limits(changes, limit):
 
 def test_what_to_change():
     assert report().advice == []
-    others = {"--a": (104.0, 1.04), "--b": (120.0, 1.2), "--c": (150.0, 1.5), "--d": "no such kernel"}
+    others = {"--a": 1.04, "--b": 1.2, "--c": 1.5, "--d": "no such kernel"}
     assert report(others=others).advice == ["--c makes the step 1.50 x as fast", "--b makes the step 1.20 x as fast"]
     slow = report(decoding=80.0, both=70.0).advice
     assert slow == [
@@ -111,7 +111,7 @@ def test_a_report(changes):
     assert (found.cached is not None) == bool(changes)
     assert found.compiling is None
     assert list(found.others) == ["--memory-format channels_last", "--precision bfloat16"]
-    assert all(rate > 0 and gain > 0 for rate, gain in found.others.values())
+    assert all(gain > 0 for gain in found.others.values())
 
 
 def test_an_option_that_cannot_be_measured_leaves_the_others(monkeypatch):
