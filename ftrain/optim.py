@@ -260,8 +260,8 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         if donate:
             options["donate"] = True
             # A transform may keep what the optimizer is about to write into.
-            written = {id(leaf) for leaf in pytree.tree_leaves((params, last))}
-            new_states = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in written else leaf, new_states)
+            written = set(pytree.tree_leaves((params, last)))  # tensors hash by identity
+            new_states = pytree.tree_map(lambda leaf: leaf.clone() if leaf in written else leaf, new_states)
         if skip is not None:
             options["skip"] = skip
         new_params, last = optimizer.update(grads, last, params, step, **options)
@@ -411,13 +411,14 @@ def _fused_sgd(
     )
 
 
-# The same as nodes of a compiled graph.
+# The same as nodes of a compiled graph, in which the compiler must not lay out the tensors otherwise.
 _adam_kernel = torch.library.custom_op(
     "ftrain::adam_",
     _fused_adam,
     mutates_args=("params", "means", "squares"),
     schema="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] means, Tensor(c!)[] squares, Tensor rate, Tensor step, "
     "Tensor? skip, float b1, float b2, float eps, float weight_decay, bool decoupled) -> ()",
+    tags=(torch.Tag.needs_exact_strides,),
 )
 _sgd_kernel = torch.library.custom_op(
     "ftrain::sgd_",
@@ -425,6 +426,7 @@ _sgd_kernel = torch.library.custom_op(
     mutates_args=("params", "velocities"),
     schema="(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] velocities, Tensor rate, Tensor? skip, float momentum, "
     "float weight_decay, bool nesterov) -> ()",
+    tags=(torch.Tag.needs_exact_strides,),
 )
 
 
