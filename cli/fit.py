@@ -131,7 +131,8 @@ def _resumed(folder: Path, asked: dict[str, Any], *, auto: bool, override: bool)
 
     run = runs.open_run(folder)
     warn([run.damage] if run.damage else [])
-    before = attrs.asdict(run.settings, recurse=False)
+    # What the run has stands where the command says nothing. But the command of `auto` says all that there is to say.
+    before = {} if auto and override else attrs.asdict(run.settings, recurse=False)
     resolved, images, notes = prepare.resolve(Settings(**layered(before, asked)))
     _say(notes)
     return provenance.resumed_run(

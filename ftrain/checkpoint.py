@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from ftrain import durable, sealed, tensorfile
 from ftrain.errors import CheckpointError, shown
-from ftrain.state import TrainState
+from ftrain.state import TrainState, keeping_averages
 
 FORMAT = 1
 TENSORS = "state.safetensors"
@@ -156,7 +156,8 @@ def load(folder: Path, template: TrainState) -> TrainState:
 
     Args:
       template: a state of the same network and optimizer, such as `init_state` gives: the names, shapes, dtypes and
-        devices to expect. They are compared before anything is allocated.
+        devices to expect. They are compared before anything is allocated. The checkpoint may have averages, or none,
+        whether or not the template has.
 
     Raises:
       CheckpointError: for a file that is missing, damaged (`DamagedError`), or holds other tensors.
@@ -167,9 +168,15 @@ def load(folder: Path, template: TrainState) -> TrainState:
         with open(path, "rb") as file:
             _check_content(file, path, noted)
             found = tensorfile.TensorFile(file)
+            kinds = found.kinds()
+            averages = any(name.startswith("ema/") for name in kinds)
+            template = keeping_averages(template, averages)
             expected = named(template)
-            if problems := _differences(expected, found.kinds()):
-                raise CheckpointError(f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}")
+            if problems := _differences(expected, kinds):
+                raise CheckpointError(
+                    f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}. A new run can begin "
+                    "with this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+                )
             leaves = [_laid_out_as(tensor, found.read(name)) for name, tensor in expected.items()]
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error

@@ -25,7 +25,7 @@ from ftrain.models import WeightsReport
 from ftrain.optim import Optimizer
 from ftrain.runs import Run
 from ftrain.settings import Settings
-from ftrain.state import averaged
+from ftrain.state import averaged, keeping_averages
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -179,7 +179,7 @@ def _fit(run: Run, images: Images, saver: Saver, stop: Callable[[], bool]) -> It
     evaluated, metrics_file = True, None
     if found:
         loaded = checkpoint.load_first(found[::-1], state)
-        state = loaded.state
+        state = keeping_averages(loaded.state, settings.ema_decay is not None)
         evaluated, metrics_file = _restore(loaded, log, left_out, device)
         for path, cause in loaded.damaged.items():
             yield Damaged(f"{cause}; it is kept as {checkpoint.set_aside(path).name}")
@@ -444,8 +444,8 @@ def _nonfinite(step: int, images: Images, rule: Optimizer) -> TrainingError:
     rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
     return TrainingError(
         f"the loss or its gradient is no longer finite at step {step} (learning rate {rate:.3g}); its update was not "
-        "made, and the last checkpoint stands. `ftrain replay` looks into the step; or begin a new run with a lower "
-        f"--lr, more --warmup-epochs, or --clip-norm 1. The images of its batch: "
+        "made, and the last checkpoint stands. `ftrain replay` looks into the step; a lower --lr, more --warmup-epochs "
+        "or --clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch: "
         f"{', '.join(shown(images.train.name(row)) for row in rows.tolist())}"
     )
 

@@ -48,9 +48,14 @@ class Optimizer(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """What happens to the gradients before the optimizer: `update(grads, state, params, step) -> (grads, state)`."""
+    """What happens to the gradients before the optimizer.
 
-    init: Callable[[Tensors], State]
+    Attributes:
+      init: `init(params)` gives its state; None for a transform without state, whose `update` gets {} for it.
+      update: `update(grads, state, params, step) -> (grads, state)`.
+    """
+
+    init: Callable[[Tensors], State] | None
     update: Callable[[Tensors, State, Tensors, Tensor], tuple[Tensors, State]]
 
 
@@ -224,11 +229,14 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         factor = torch.clamp(max_norm / (global_norm(grads) + 1e-6), max=1.0)
         return {name: grad * factor.to(grad.dtype) for name, grad in grads.items()}, state
 
-    return Transform(lambda params: {}, update)
+    return Transform(None, update)
 
 
 def chain(*parts: Transform | Optimizer) -> Optimizer:
     """Transforms in order, and an optimizer at the end, as one optimizer.
+
+    Its state is that of the optimizer, where no transform has one; else a tuple of those of the transforms that have
+    one and of the optimizer. So clipping can begin, or end, within a run.
 
     Raises:
       ValueError: unless the last part, and only the last, is an optimizer.
@@ -239,8 +247,11 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
             "chain takes transforms of the gradients, such as clip_by_global_norm, and one optimizer, last"
         )
 
+    inits = [transform.init for transform in transforms if transform.init]
+
     def init(params: Tensors) -> State:
-        return tuple(part.init(params) for part in parts)
+        last = optimizer.init(params)
+        return (*(own(params) for own in inits), last) if inits else last
 
     def update(
         grads: Tensors,
@@ -251,11 +262,13 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         donate: bool = False,
         skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
-        *states, last = opt_state
+        *states, last = opt_state if inits else (opt_state,)
         new_states = []
-        for transform, state in zip(transforms, states, strict=True):
+        for transform in transforms:
+            state = states.pop(0) if transform.init else {}
             grads, new_state = transform.update(grads, state, params, step)
-            new_states.append(_unless(skip, state, new_state))
+            if transform.init:
+                new_states.append(_unless(skip, state, new_state))
         options: dict[str, Any] = {}
         if donate:
             options["donate"] = True
@@ -265,7 +278,7 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         if skip is not None:
             options["skip"] = skip
         new_params, last = optimizer.update(grads, last, params, step, **options)
-        return new_params, (*new_states, last)
+        return new_params, (*new_states, last) if inits else last
 
     return Optimizer(init, update, optimizer.learning_rate, optimizer.options)
 

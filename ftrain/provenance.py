@@ -73,7 +73,7 @@ def resumed_run(
     was, now = _that_matter(run.settings), _that_matter(settings)
     changes = [f"{flag(name)} was {was[name]}, is {now[name]}" for name in names if was[name] != now[name]]
     if asked_in_full:
-        gone = [name for name in names if name in run.config["asked"] and name not in asked]
+        gone = [name for name in names if name in run.config["asked"] and name not in asked and was[name] == now[name]]
         changes += [f"{flag(name)} was given as {was[name]}, and is not given" for name in gone]
     for name, source in _sources(images).items():
         noted = run.config["data"][name]

@@ -19,7 +19,7 @@ from ftrain.errors import SettingsError, memory_error, shown
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer, State
 from ftrain.runs import Run
-from ftrain.state import TrainState
+from ftrain.state import TrainState, keeping_averages
 from ftrain.steps import train_step
 
 
@@ -72,7 +72,7 @@ def replay(run: Run, images: Images, step: int) -> Iterator[Caching | loop.Damag
         state = prepare.first_state(settings, net, rule)
         if before:
             loaded = checkpoint.load_first(before[::-1], state)
-            state = loaded.state
+            state = keeping_averages(loaded.state, settings.ema_decay is not None)
             yield from (loop.Damaged(cause) for cause in loaded.damaged.values())
         images = yield from loop.with_caches(images, settings)
         try:

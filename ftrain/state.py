@@ -49,14 +49,23 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
     # An optimizer that begins with the parameters themselves, such as an average of them, gets its own: a donated step
     # writes into both.
     opt_state = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in shared else leaf, opt_state)
-    return TrainState(
+    state = TrainState(
         step=torch.zeros((), dtype=torch.int64, device=device),
         params=params,
         buffers=buffers,
         opt_state=opt_state,
         key=ftrain.random.key(seed, device=device),
-        ema={name: tensor.clone() for name, tensor in _averageable(params, buffers).items()} if ema else {},
     )
+    return keeping_averages(state, ema)
+
+
+def keeping_averages(state: TrainState, keep: bool) -> TrainState:
+    """The state with averages, which start from what it has now if it had none; or without."""
+    if keep == bool(state.ema):
+        return state
+    latest = _averageable(state.params, state.buffers) if keep else {}
+    ema = {name: tensor.clone() for name, tensor in latest.items()}
+    return TrainState(state.step, state.params, state.buffers, state.opt_state, state.key, ema)
 
 
 def averaged(state: TrainState) -> TrainState:

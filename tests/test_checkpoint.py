@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ftrain import checkpoint, durable, optim, sealed
 from ftrain.errors import CheckpointError
-from ftrain.state import TrainState, init_state
+from ftrain.state import TrainState, init_state, keeping_averages
 
 NAMES_OF_CHAIN = {
     "step",
@@ -39,7 +39,8 @@ def state(step: int = 7, fill: float = 0.5, optimizer: optim.Optimizer | None = 
         "head.bias": torch.full((3,), fill),
     }
     buffers = {"norm.mean": torch.randn(3, generator=generator), "norm.count": torch.tensor(5)}
-    optimizer = optimizer or optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(0.1))
+    with_state = optim.Transform(lambda params: {}, lambda grads, state, params, step: (grads, state))
+    optimizer = optimizer or optim.chain(with_state, optim.adamw(0.1))
     begun = init_state(params, buffers, optimizer, seed=2**40 + 3)
     params, opt_state = optimizer.update(params, begun.opt_state, params, begun.step)
     return attrs.evolve(begun, step=torch.tensor(step), params=params, opt_state=opt_state)
@@ -101,7 +102,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         optim.adam(0.1),
         optim.adagrad(0.1),
         optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1)),
-        optim.chain(optim.chain(optim.adamw(0.1))),
+        optim.chain(optim.Transform(lambda params: {"first": params}, lambda g, s, p, t: (g, s)), optim.adamw(0.1)),
     ],
 )
 def test_every_optimizer_state_comes_back(tmp_path: Path, optimizer: optim.Optimizer) -> None:
@@ -276,7 +277,10 @@ def changed(template: TrainState, name: str, tensor: Tensor | None) -> TrainStat
 def test_another_network_is_refused(tmp_path: Path, name: str, tensor: Tensor | None, difference: str) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     message = error_of(folder, changed(state(), name, tensor))
-    assert message == f"{folder / 'state.safetensors'} is of another network or optimizer: {difference}"
+    assert message == (
+        f"{folder / 'state.safetensors'} is of another network or optimizer: {difference}. A new run can begin with "
+        "this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+    )
 
 
 def test_another_optimizer_is_refused_with_the_first_differences(tmp_path: Path) -> None:
@@ -284,9 +288,23 @@ def test_another_optimizer_is_refused_with_the_first_differences(tmp_path: Path)
     expected = (
         "opt_state/exp_avg/head.bias: expected float32 [3], found nothing; "
         "opt_state/exp_avg/head.weight: expected float32 [3, 4], found nothing; "
-        "opt_state/exp_avg_sq/head.bias: expected float32 [3], found nothing"
+        "opt_state/exp_avg_sq/head.bias: expected float32 [3], found nothing."
     )
-    assert error_of(folder, state(optimizer=optim.adam(0.1))).endswith(expected)
+    assert expected in error_of(folder, state(optimizer=optim.adam(0.1)))
+
+
+@pytest.mark.parametrize("saved_with", [False, True])
+@pytest.mark.parametrize("template_with", [False, True])
+def test_averages_are_as_the_checkpoint_has_them(tmp_path: Path, saved_with: bool, template_with: bool) -> None:
+    saved = keeping_averages(state(), saved_with)
+    folder = checkpoint.save(tmp_path, saved, {})
+    assert_bitwise_equal(checkpoint.load(folder, keeping_averages(blank(saved), template_with)), saved)
+
+
+def test_clipping_does_not_change_what_a_checkpoint_holds(tmp_path: Path) -> None:
+    saved = state(optimizer=optim.adamw(0.1))
+    clipped = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(0.1))
+    assert_bitwise_equal(checkpoint.load(checkpoint.save(tmp_path, saved, {}), state(optimizer=clipped)), saved)
 
 
 # --- what a failure leaves behind

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import safetensors.torch
 from ftrain_cli.main import app
 from signal_runs import command, make_images
 from tiny_runs import result, tiny_network
@@ -105,7 +106,26 @@ def test_an_override_is_what_counts_from_then_on(data, tmp_path):
     folder = tmp_path / "run"
     assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
     assert ftrain_command(*command(data, folder), "--override")[0] == 0
+    assert runs.open_run(folder).settings.lr == 0.001
     code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("option", [["--clip-norm", "0.1"], ["--ema-decay", "0.9"]])
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, option, begins):
+    first, second = ([], option) if begins else (option, [])
+    assert ftrain_command(*command(data, tmp_path / "whole"), *first)[0] == 0
+    folder = begun(tmp_path / "whole", tmp_path / "run", steps=6)
+    code, said = ftrain_command(*command(data, folder), *second, "--override")
+    assert code == 0, said
+    assert "going on from step 6 of 8" in said
+    names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / checkpoint.TENSORS)
+    assert any(name.startswith("ema/") for name in names) == ("--ema-decay" in second)
+    for which in ([], ["--last"]):  # the best may be of before
+        code, said = ftrain_command("evaluate", folder, *which)
+        assert code == 0, said
+    code, said = ftrain_command("replay", folder, "--step", 7)
     assert code == 0, said
 
 
