@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -442,11 +443,12 @@ def _unless(stop: Callable[[], bool], events: Generator[E, None, T]) -> Generato
 def _nonfinite(step: int, images: Images, rule: Optimizer) -> TrainingError:
     rate = float(rule.learning_rate(torch.tensor(step - 1))) if rule.learning_rate else float("nan")
     rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
+    names = [images.train.name(row).removeprefix(f"{images.train.title}{os.sep}") for row in rows.tolist()]
     return TrainingError(
         f"the loss or its gradient is no longer finite at step {step} (learning rate {rate:.3g}); its update was not "
         "made, and the last checkpoint stands. `ftrain replay` looks into the step; a lower --lr, more --warmup-epochs "
-        "or --clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch: "
-        f"{', '.join(shown(images.train.name(row)) for row in rows.tolist())}"
+        "or --clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch, "
+        f"of {shown(images.train.title)}: {', '.join(map(shown, names))}"
     )
 
 

@@ -712,8 +712,8 @@ def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monke
     assert str(caught.value) == (
         "the loss or its gradient is no longer finite at step 6 (learning rate 0.00854); its update was not made, and "
         "the last checkpoint stands. `ftrain replay` looks into the step; a lower --lr, more --warmup-epochs or "
-        "--clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch: "
-        f"{names}"
+        "--clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch, of "
+        f"{images().train.title}: {names}"
     )
     assert checkpoint.find(folder / "checkpoints")[-1].name == "step_00000005"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

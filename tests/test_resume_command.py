@@ -129,6 +129,17 @@ def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, optio
     assert code == 0, said
 
 
+def test_a_run_that_diverged_names_the_images_and_goes_on_with_a_lower_rate(data, tmp_path):
+    folder = tmp_path / "run"
+    rising = ["--optimizer", "sgd", "--lr", "1e30", "--warmup-epochs", "1.5"]
+    code, said = ftrain_command(*command(data, folder), *rising)
+    assert code == 1, said
+    assert f"The images of its batch, of {data / 'train'}: " in said
+    assert str(data / "train" / "even") not in said
+    code, said = ftrain_command(*command(data, folder), *rising[:2], "--lr", "1e-3", "--clip-norm", "1", "--override")
+    assert code == 0, said
+
+
 def test_other_classes(complete, data, tmp_path):
     renamed, added = tmp_path / "renamed", tmp_path / "added"
     for other in (renamed, added):
