@@ -30,7 +30,7 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
     )
     average = "" if settings.ema_decay is None else f", averaged with ema decay {settings.ema_decay:g}"
     typer.echo(
-        f"training     {settings.epochs} epochs, batch {settings.batch_size}, {settings.optimizer}, lr "
+        f"training     epochs {settings.epochs}, batch {settings.batch_size}, {settings.optimizer}, lr "
         f"{settings.lr:g}, seed {settings.seed}{average}"
     )
     typer.echo(
