@@ -56,16 +56,17 @@ def compile_step(
 
         return run
 
-    def step_into(state: Any, batch: Any) -> Any:
+    def step_into(state: Any, batch: Any, never: torch.Tensor) -> Any:
         result: Any = step(state, batch)
         new_state, metrics = result
         leaves, structure = pytree.tree_flatten(state)
         new_leaves, new_structure = pytree.tree_flatten(new_state)
         assert new_structure == structure, f"a donated state keeps its structure; {structure} became {new_structure}"
         pairs = zip(leaves, new_leaves, strict=True)
-        # Cloned before any is written, because a new leaf may be memory of another old one. The compiler leaves out the
-        # clones that are not needed.
-        changed = [(old, new.clone()) for old, new in pairs if new is not old]
+        # A new leaf may be the memory of another old leaf, so all are computed before any is written. A clone would say
+        # so, but inductor before torch 2.15 drops clones of inputs that it writes into later. A choice that the
+        # compiler cannot foresee stays, and costs nothing: it is fused into the kernel that computes the new leaf.
+        changed = [(old, torch.where(never, old, new)) for old, new in pairs if new is not old]
         for old, new in changed:
             old.copy_(new)
         return metrics
@@ -83,9 +84,10 @@ def compile_step(
         step_number = getattr(state, "step", None)
         if isinstance(step_number, torch.Tensor):
             step_number = step_number + 1  # before the step writes into it
-        with torch.no_grad():
-            metrics = compiled_into(state, batch)
         leaves, structure = pytree.tree_flatten(state)
+        never = torch.zeros((), dtype=torch.bool, device=leaves[0].device)
+        with torch.no_grad():
+            metrics = compiled_into(state, batch, never)
         new_state = pytree.tree_unflatten(leaves, structure)
         bury(state, step_number)
         return new_state, metrics

@@ -229,9 +229,14 @@ class Pair:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_donation_is_right_where_a_new_leaf_is_another_old_one(backend):
+@pytest.mark.parametrize(
+    "of_old",
+    [lambda old: old, torch.clone, torch.detach, lambda old: old.view(-1), lambda old: old[:]],
+    ids=["itself", "clone", "detach", "view", "slice"],
+)
+def test_donation_is_right_where_a_new_leaf_is_another_old_one(backend, of_old):
     def shift(state, batch):
-        return Pair(state.newer, state.newer.flip(0) + batch), batch.sum()
+        return Pair(of_old(state.newer), state.newer.flip(0) + batch), batch.sum()
 
     torch._dynamo.reset()
     donating = ftrain.compile_step(shift, donate=True, backend=backend)
