@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 import ftrain
-from ftrain import checkpoint, models
+from ftrain import models
+from ftrain.disk import checkpoint
 
 
 def main() -> None:

@@ -95,8 +95,8 @@ def by_lightning(options):
 
 
 def by_ftrain(options):
-    from ftrain import loop, prepare, provenance
-    from ftrain.settings import Settings
+    from ftrain.run import loop, prepare, provenance
+    from ftrain.run.settings import Settings
 
     settings = Settings(
         model="resnet18",

@@ -277,8 +277,8 @@ def ensemble(options, turns, *, stacked):
 
 
 def resolved(options):
-    from ftrain import prepare
-    from ftrain.settings import Settings
+    from ftrain.run import prepare
+    from ftrain.run.settings import Settings
 
     fields = {"data": "folder", "epochs": "epochs", "image_size": "size", "batch_size": "batch", "device": "device"}
     asked = {field: getattr(options, name) for field, name in fields.items()}
@@ -287,7 +287,7 @@ def resolved(options):
 
 
 def by_fit(options, turns):
-    from ftrain import log, loop, provenance
+    from ftrain.run import log, loop, provenance
 
     settings, images = resolved(options)
     log.Log.read = torch.profiler.record_function(READING)(log.Log.read)
@@ -317,8 +317,8 @@ def by_fit(options, turns):
 
 
 def by_bare_step(options, turns):
-    from ftrain import kernels, prepare
-    from ftrain.data.load import load, on_device
+    from ftrain.data.batches import load, on_device
+    from ftrain.run import kernels, prepare
 
     settings, images = resolved(options)
     classes = len(images.train.classes)

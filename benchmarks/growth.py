@@ -59,8 +59,8 @@ def status(name):
 
 def measure(folder, epochs):
     """In a process of its own: images a second of every epoch, and resident MB at its end."""
-    from ftrain import loop, prepare, provenance
-    from ftrain.settings import Settings
+    from ftrain.run import loop, prepare, provenance
+    from ftrain.run.settings import Settings
 
     settings = Settings(
         model=MODEL, data=folder, epochs=epochs, image_size=32, batch_size=64, device="cpu", cache="none", workers=1

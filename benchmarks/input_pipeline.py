@@ -27,8 +27,9 @@ import torchvision
 from torchvision.transforms import v2
 
 import ftrain
-from ftrain.data import Augmentation, Images, load, scan
-from ftrain.data.store import keep
+from ftrain.data import Augmentation, Images, scan
+from ftrain.data import batches as load
+from ftrain.data.cache import keep
 
 BATCH, CROP, EPOCHS = 64, 0.35, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -2,8 +2,8 @@
 
     python benchmarks/layout.py [--models resnet18,...] [--side 64] [--batch 32] [--rounds 5] [--device cpu]
 
-What `ftrain.kernels.memory_format` goes by. Each round takes both in turn, STEPS of each; the ratio is the median over
-the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is what ftrain
+What `ftrain.run.kernels.memory_format` goes by. Each round takes both in turn, STEPS of each; the ratio is the median
+over the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is what ftrain
 takes.
 """
 
@@ -17,7 +17,8 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain import kernels, models
+from ftrain import models
+from ftrain.run import kernels
 
 STEPS = 3
 NAMES = (

@@ -32,7 +32,7 @@ optimizer.step()
 """
 FIT = """
 import os
-from ftrain import loop
+from ftrain.run import loop
 
 def first(*_):
     os._exit(0)

@@ -29,7 +29,7 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain import kernels
+from ftrain.run import kernels
 
 OTHERS = 64, 32, {}
 CASES = {  # side in pixels, batch, options of the model

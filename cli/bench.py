@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftrain.errors import readable, shown
-from ftrain.settings import Settings
+from ftrain.run.settings import Settings
+from ftrain.text import readable, shown
 
 from .options import given, with_settings
 from .report import note, reported
 
 if TYPE_CHECKING:
-    from ftrain.bench import Report
+    from ftrain.run.bench import Report
 
 
 @reported
@@ -33,9 +33,9 @@ def bench(
     """
     asked = given(context, config, settings)
     note("loading torch ...")
-    from ftrain import prepare
-    from ftrain.bench import Measuring, Report
-    from ftrain.bench import bench as measure
+    from ftrain.run import prepare
+    from ftrain.run.bench import Measuring, Report
+    from ftrain.run.bench import bench as measure
 
     resolved, images, notes = prepare.resolve(Settings(**asked))
     for text in notes:

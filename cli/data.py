@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ftrain.errors import DataError, SettingsError, readable, shown
-from ftrain.settings import Settings
+from ftrain.errors import DataError, SettingsError
+from ftrain.run.settings import Settings
+from ftrain.text import readable, shown
 
 from .options import given, with_settings
 from .report import note, reported, with_progress
@@ -36,10 +37,10 @@ def check(
     Ends with exit code 65 if an image cannot be read.
     """
     note("loading ...")
-    from ftrain import prepare
     from ftrain.data.check import check as look
-    from ftrain.data.index import scan
-    from ftrain.durable import write_file
+    from ftrain.data.folders import scan
+    from ftrain.disk.durable import write_file
+    from ftrain.run import prepare
 
     from .pictures import draw_check
 
@@ -95,7 +96,7 @@ def preview(
     """Draw what the network will see: some training images, each as evaluation shows it and as six epochs show it."""
     asked = given(context, None, settings)
     note("loading torch ...")
-    from ftrain import prepare
+    from ftrain.run import prepare
 
     from .pictures import draw_preview
 
@@ -111,8 +112,8 @@ def cache(context: typer.Context, folder: Folder, **settings: Any) -> None:
     """Decode and keep all images on disk ahead of time, for `ftrain fit --cache disk` with the same settings."""
     asked = given(context, None, settings)
     note("loading torch ...")
-    from ftrain import prepare
-    from ftrain.data.store import keep, store_folder
+    from ftrain.data.cache import keep, store_folder
+    from ftrain.run import prepare
 
     resolved, images, _ = prepare.resolve(Settings(**{**asked, "data": str(folder), "cache": "disk"}))
     for name, source, form in (("train", images.train, images.train_form), ("val", images.val, images.val_form)):
@@ -142,10 +143,10 @@ def split(
     if not 0.0 < share < 1.0:
         raise SettingsError(f"--share takes a number > 0 and < 1; got {share:g}")
     note("loading ...")
-    from ftrain import prepare
-    from ftrain.data.index import scan
+    from ftrain.data.folders import scan
     from ftrain.data.split import chosen_for_val
     from ftrain.data.split import split as make
+    from ftrain.run import prepare
 
     index = prepare.usage(scan, folder)
     chosen = chosen_for_val(index, share=share, seed=seed)

@@ -11,9 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ftrain.data.store import Caching
-from ftrain.errors import readable, shown
-from ftrain.loop import (
+from ftrain.data.cache import Caching
+from ftrain.run.loop import (
     Compiled,
     Compiling,
     Damaged,
@@ -26,6 +25,7 @@ from ftrain.loop import (
     StepTaken,
     Stopped,
 )
+from ftrain.text import readable, shown
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
 WORTH_SAYING = 10_000_000  # bytes of decoded images

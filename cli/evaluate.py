@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from ftrain.errors import SettingsError, shown
+from ftrain.errors import SettingsError
+from ftrain.text import shown
 
 from .report import note, reported, warn
 
@@ -39,10 +40,11 @@ def evaluate(
     note("loading torch ...")
     from rich.progress import track
 
-    from ftrain import inference, prepare, runs
-    from ftrain.data.index import scan
-    from ftrain.durable import write_file
+    from ftrain.data.folders import scan
+    from ftrain.disk.durable import write_file
     from ftrain.metrics import class_scores
+    from ftrain.run import folder as runs
+    from ftrain.run import inference, prepare
 
     from .pictures import draw_confusion
     from .tables import score_table

@@ -8,7 +8,8 @@ from typing import Annotated
 import attrs
 import typer
 
-from ftrain.errors import SettingsError, shown
+from ftrain.errors import SettingsError
+from ftrain.text import shown
 
 from .report import note, reported, warn
 
@@ -41,9 +42,11 @@ def export(
     if out and out.exists():
         raise SettingsError(f"{shown(out)} is there already; give another name as --out, or remove it")
     note("loading torch ...")
-    from ftrain import durable, inference, prepare, runs
-    from ftrain.export import SUFFIXES
-    from ftrain.export import export as write
+    from ftrain.disk import durable
+    from ftrain.run import folder as runs
+    from ftrain.run import inference, prepare
+    from ftrain.run.export import SUFFIXES
+    from ftrain.run.export import export as write
 
     opened = runs.open_run(run)
     opened = attrs.evolve(opened, settings=attrs.evolve(opened.settings, device="cpu", precision="float32"))

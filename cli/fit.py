@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import attrs
 import typer
 
-from ftrain.errors import SettingsError, shown
-from ftrain.settings import Settings, layered
+from ftrain.errors import SettingsError
+from ftrain.run.settings import Settings, layered
+from ftrain.text import shown
 
 from .options import given, with_settings
 from .report import BROKEN_PIPE, note, reported, silence, warn
 from .signals import Stop, watched
 
 if TYPE_CHECKING:
-    from ftrain.data.load import Images
-    from ftrain.runs import Run
+    from ftrain.data.batches import Images
+    from ftrain.run.folder import Run
 
 AUTO = Path("auto")
 
@@ -64,7 +65,8 @@ def fit(
 
 
 def _try(asked: dict[str, Any]) -> None:
-    from ftrain import loop, prepare, runs
+    from ftrain.run import folder as runs
+    from ftrain.run import loop, prepare
 
     settings = Settings(**asked)
     if settings.out:
@@ -81,7 +83,8 @@ def _try(asked: dict[str, Any]) -> None:
 
 
 def _train(asked: dict[str, Any], resume: Path | None, override: bool, stop: Stop) -> None:
-    from ftrain import loop, runs
+    from ftrain.run import folder as runs
+    from ftrain.run import loop
 
     from .display import show
 
@@ -106,7 +109,9 @@ def _train(asked: dict[str, Any], resume: Path | None, override: bool, stop: Sto
 
 
 def _folder(asked: dict[str, Any], resume: Path | None) -> Path:
-    from ftrain import models, prepare, runs
+    from ftrain import models
+    from ftrain.run import folder as runs
+    from ftrain.run import prepare
 
     if resume and resume != AUTO:
         if not runs.is_begun(resume):
@@ -118,7 +123,8 @@ def _folder(asked: dict[str, Any], resume: Path | None) -> Path:
 
 
 def _new(folder: Path, asked: dict[str, Any]) -> tuple[Run, Images]:
-    from ftrain import prepare, provenance, runs
+    from ftrain.run import folder as runs
+    from ftrain.run import prepare, provenance
 
     runs.check_free(folder)
     resolved, images, notes = prepare.resolve(Settings(**asked))
@@ -127,7 +133,8 @@ def _new(folder: Path, asked: dict[str, Any]) -> tuple[Run, Images]:
 
 
 def _resumed(folder: Path, asked: dict[str, Any], *, auto: bool, override: bool) -> tuple[Run, Images]:
-    from ftrain import prepare, provenance, runs
+    from ftrain.run import folder as runs
+    from ftrain.run import prepare, provenance
 
     run = runs.open_run(folder)
     warn([run.damage] if run.damage else [])

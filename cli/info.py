@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ftrain.errors import shown
+from ftrain.text import shown
 
 from .report import reported
 
@@ -16,7 +16,8 @@ from .report import reported
 @reported
 def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
     """Say what a run is, how far it came, and how good it is."""
-    from ftrain import checkpoint, runs
+    from ftrain.disk import checkpoint
+    from ftrain.run import folder as runs
 
     opened = runs.open_run(run)
     settings, config = opened.settings, opened.config

@@ -1,4 +1,4 @@
-"""The settings of a run as command-line options: read off the one table in ftrain.settings."""
+"""The settings of a run as command-line options: read off the one table in ftrain.run.settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from ftrain.errors import SettingsError, shown
-from ftrain.settings import Settings, flag, from_mapping, layered
+from ftrain.errors import SettingsError
+from ftrain.run.settings import Settings, flag, from_mapping, layered
+from ftrain.text import shown
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:

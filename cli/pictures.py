@@ -12,13 +12,13 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ftrain import runs
+from ftrain.data.batches import Images, centre_pixels_of, train_pixels_of
 from ftrain.data.check import Report
-from ftrain.data.load import Images, centre_pixels_of, train_pixels_of
 from ftrain.data.order import epoch_order
-from ftrain.durable import write_file
-from ftrain.errors import shown
-from ftrain.runs import Run
+from ftrain.disk.durable import write_file
+from ftrain.run import folder as runs
+from ftrain.run.folder import Run
+from ftrain.text import shown
 
 matplotlib.use("Agg")
 

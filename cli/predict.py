@@ -13,7 +13,8 @@ from typing import Annotated
 import attrs
 import typer
 
-from ftrain.errors import DataError, SettingsError, shown
+from ftrain.errors import DataError, SettingsError
+from ftrain.text import shown
 
 from .report import note, reported, warn
 
@@ -38,7 +39,8 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
-    from ftrain import inference, prepare, runs
+    from ftrain.run import folder as runs
+    from ftrain.run import inference, prepare
 
     opened = runs.open_run(run)
     settings = attrs.evolve(opened.settings, device=str(prepare.resolve_device(device)))
@@ -76,7 +78,7 @@ def predict(
 
 
 def _expand(name: str) -> Iterator[str]:
-    from ftrain.data.index import image_files
+    from ftrain.data.folders import image_files
 
     if Path(name).is_file():
         yield name

@@ -9,7 +9,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from ftrain.errors import shown
+from ftrain.text import shown
 
 from .report import note, reported, warn
 
@@ -31,10 +31,12 @@ def replay(
     from rich.console import Console
     from rich.progress import Progress
 
-    from ftrain import durable, prepare, provenance, runs
-    from ftrain.loop import Damaged
-    from ftrain.replay import Replayed, Replaying
-    from ftrain.replay import replay as take_again
+    from ftrain.disk import durable
+    from ftrain.run import folder as runs
+    from ftrain.run import prepare, provenance
+    from ftrain.run.loop import Damaged
+    from ftrain.run.replay import Replayed, Replaying
+    from ftrain.run.replay import replay as take_again
 
     from .pictures import draw_batch
 

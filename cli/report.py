@@ -21,9 +21,9 @@ from ftrain.errors import (
     SettingsError,
     TrainingError,
     WorkerError,
-    shown,
     worker_error,
 )
+from ftrain.text import shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ftrain.errors import shown
+from ftrain.text import shown
 
 
 def score_table(classes: Sequence[str], scores: Mapping[str, Any]) -> str:

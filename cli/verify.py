@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ftrain.settings import Settings
+from ftrain.run.settings import Settings
 
 from .options import given, with_settings
 from .report import note, reported
@@ -30,8 +30,8 @@ def verify_resume(
     """
     asked = given(context, config, settings)
     note("loading torch ...")
-    from ftrain import prepare
-    from ftrain.verify import Part, Verdict, verify_resume
+    from ftrain.run import prepare
+    from ftrain.run.verify import Part, Verdict, verify_resume
 
     resolved, images, notes = prepare.resolve(Settings(**asked))
     for text in notes:

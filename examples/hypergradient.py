@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import ftrain
-from ftrain.data import Augmentation, Images, load, sample_folder, scan
+from ftrain.data import Augmentation, Images, sample_folder, scan
+from ftrain.data import batches as load
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 64), nn.Tanh(), nn.Linear(64, 10))

@@ -79,7 +79,7 @@ def compile_step(
         if isinstance(state, tuple | list | dict):
             raise TypeError(
                 f"a {type(state).__name__} cannot be donated, since nothing could keep it from being used again; make "
-                "the state a class with ftrain.frozen, or compile the step with donate=False"
+                "the state a class with ftrain.pytree.frozen, or compile the step with donate=False"
             )
         step_number = getattr(state, "step", None)
         if isinstance(step_number, torch.Tensor):

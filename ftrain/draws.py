@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import ftrain.random
-from ftrain.transforms import tracing
+from ftrain.tracing import tracing
 
 # The public operations that torch marks as seeded by a generator; tests/test_module.py compares the list with the mark.
 UNKNOWN_RANDOM = frozenset(

@@ -3,8 +3,9 @@ do."""
 
 from __future__ import annotations
 
-import os
 import re
+
+from ftrain.text import shown
 
 
 class SettingsError(ValueError):
@@ -68,25 +69,3 @@ def memory_error(error: Exception, *, batch_size: int, accumulate: int = 1) -> T
         f"{smaller}, or go on so with --resume RUN --override, whose result is another. What was said: "
         f"{shown((str(error).strip() or type(error).__name__).splitlines()[0])}"
     )
-
-
-def shown(name: str | bytes | os.PathLike[str]) -> str:
-    r"""`name` fit for a terminal: whatever is not printable becomes an escape such as \n, \x1b or \u200b.
-
-    A byte that is no UTF-8 (which a file name may have) becomes \xff, say.
-    """
-    return "".join(char if char.isprintable() else _escaped(char) for char in os.fsdecode(name))
-
-
-def readable(count: int) -> str:
-    """A number of bytes as a person would say it."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
-
-
-def _escaped(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":  # os.fsdecode's stand-in for a byte that it could not decode
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")

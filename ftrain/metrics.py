@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ftrain.frozen import frozen
+from ftrain.pytree import frozen
 
 
 @frozen

@@ -18,8 +18,9 @@ import torchvision
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ftrain.errors import CheckpointError, shown
-from ftrain.tensorfile import TensorFile
+from ftrain.disk.tensorfile import TensorFile
+from ftrain.errors import CheckpointError
+from ftrain.text import shown
 
 # The smallest image, in pixels, that the models of a family can be trained on; the others can on a single pixel.
 # tests/test_models.py trains each model on an image of this size, and sees the size below it fail.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ftrain.draws import keyed_draws
-from ftrain.transforms import tracing, transformed
+from ftrain.tracing import tracing, transformed
 
 Tensors = dict[str, Tensor]
 

@@ -21,7 +21,7 @@ from torch.optim.sgd import sgd as torch_sgd
 from torch.utils import _pytree as pytree
 
 from ftrain.schedules import Schedule, constant
-from ftrain.transforms import tracing, transformed
+from ftrain.tracing import tracing, transformed
 
 T = TypeVar("T")
 Tensors = dict[str, Tensor]

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ftrain.transforms import tracing
+from ftrain.tracing import tracing
 
 Words = TypeVar("Words", int, Tensor)
 _WORD = 0xFFFFFFFF

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import ftrain.random
-from ftrain.frozen import frozen
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer
+from ftrain.pytree import frozen
 
 
 @frozen

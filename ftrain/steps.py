@@ -18,7 +18,7 @@ from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, global_norm
 from ftrain.state import TrainState, bury, with_ema
-from ftrain.transforms import differentiated_once, tracing
+from ftrain.tracing import differentiated_once, tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Part = Callable[..., tuple[Tensor, tuple[Metrics, Tensors]]]

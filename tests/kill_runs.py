@@ -16,8 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from tiny_runs import result, train
 
-from ftrain import durable
-from ftrain.checkpoint import Saver
+from ftrain.disk import durable
+from ftrain.disk.checkpoint import Saver
 
 torch.set_num_threads(1)
 RANDOM_PLACES = 200

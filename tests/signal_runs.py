@@ -19,7 +19,8 @@ from kill_runs import in_child
 from PIL import Image
 from tiny_runs import result, tiny_network
 
-from ftrain import checkpoint, loop, prepare, provenance  # noqa: F401
+from ftrain.disk import checkpoint
+from ftrain.run import prepare
 
 torch.set_num_threads(1)
 RANDOM_MOMENTS = 16

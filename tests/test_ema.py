@@ -9,8 +9,10 @@ from tiny_runs import images, result, tiny_network, train
 from torch.utils import _pytree as pytree
 
 import ftrain
-from ftrain import checkpoint, inference, prepare, runs
-from ftrain.data.load import load, on_device
+from ftrain.data.batches import load, on_device
+from ftrain.disk import checkpoint
+from ftrain.run import folder as runs
+from ftrain.run import inference, prepare
 from ftrain.testing import assert_pure
 
 

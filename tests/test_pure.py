@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import ftrain
-from ftrain.frozen import frozen
+from ftrain.pytree import frozen
 from ftrain.testing import MEANINGS, assert_pure
 
 SLOW_TO_COMPILE = ("resnet18", "mobilenet_v3_small", "small_vit")
@@ -249,7 +249,7 @@ def test_donation_is_right_where_a_new_leaf_is_another_old_one(backend, of_old):
 
 def test_a_state_that_cannot_be_buried_is_not_donated():
     donating = ftrain.compile_step(lambda state, batch: (state, batch), donate=True, backend="aot_eager")
-    with pytest.raises(TypeError, match=r"a dict cannot be donated.*ftrain\.frozen"):
+    with pytest.raises(TypeError, match=r"a dict cannot be donated.*ftrain\.pytree\.frozen"):
         donating({"a": torch.zeros(2)}, torch.zeros(2))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ftrain
-from ftrain.frozen import frozen
+from ftrain.pytree import frozen
 from ftrain.testing import ImpureStepError, assert_pure
 
 

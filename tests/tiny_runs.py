@@ -8,11 +8,14 @@ import json
 import numpy as np
 import torch
 
-from ftrain import checkpoint, loop, models, provenance, runs
+from ftrain import models
 from ftrain.data import from_arrays
 from ftrain.data.augment import Augmentation
-from ftrain.data.load import Images
-from ftrain.settings import Settings
+from ftrain.data.batches import Images
+from ftrain.disk import checkpoint
+from ftrain.run import folder as runs
+from ftrain.run import loop, provenance
+from ftrain.run.settings import Settings
 
 STEPS = 8
 

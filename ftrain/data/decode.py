@@ -29,7 +29,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ftrain.errors import DataError, shown
+from ftrain.errors import DataError
+from ftrain.text import shown
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _UPRIGHT = {

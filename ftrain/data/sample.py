@@ -11,8 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
-from ftrain import durable
-from ftrain.errors import shown
+from ftrain.disk import durable
+from ftrain.text import shown
 
 _ARCHIVE = "fashion_mnist_sample.tar.xz"
 

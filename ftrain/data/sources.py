@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from ftrain.data.decode import open_image
-from ftrain.errors import DataError, shown
+from ftrain.errors import DataError
+from ftrain.text import shown
 
 SAMPLED = 16  # examples of a data set that are looked at when it is taken in
 SILENCE = 60.0  # seconds after which a download that receives nothing is given up

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 import ftrain.random
-from ftrain import durable
-from ftrain.data.index import Index
+from ftrain.data.folders import Index
 from ftrain.data.order import purpose_key
-from ftrain.errors import SettingsError, shown
+from ftrain.disk import durable
+from ftrain.errors import SettingsError
+from ftrain.text import shown
 
 How = Literal["link", "copy"]
 

@@ -1,0 +1,238 @@
+"""The images of a data set as a value: which files, in which order, with which labels."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ftrain.data.decode import open_image
+from ftrain.errors import DataError
+from ftrain.text import shown
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
+_Places = tuple[tuple[int, int], ...]
+
+
+@attrs.frozen(eq=False)
+class Index:
+    """The images below a folder, class by class, and within a class sorted by the bytes of their paths.
+
+    Attributes:
+      root: the folder that was scanned.
+      classes: the names of the classes; a label is a position in it.
+      paths: the images' paths relative to `root`, with forward slashes. Bytes that are no UTF-8 are kept as
+        `os.fsdecode` keeps them.
+      labels: int64 [N], one for each path.
+      sizes: int64 [N], of the files in bytes.
+      modified: int64 [N], when the files were last written, in nanoseconds since 1970.
+      fingerprint: a SHA-256 over the classes, the paths and the files' sizes, in hexadecimal.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    modified: npt.NDArray[np.int64]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def title(self) -> str:
+        """The folder by its whole path."""
+        return os.path.abspath(self.root)
+
+    def open(self, position: int) -> Image.Image:
+        """The image at `position`, its header read and its pixels not.
+
+        Raises:
+          DataError: if it cannot be read.
+        """
+        return open_image(self.name(position))
+
+    def name(self, position: int) -> str:
+        """The path of the image at `position`."""
+        return os.path.join(self.root, self.paths[position])
+
+    def class_fingerprints(self) -> dict[str, dict[str, int | str]]:
+        """How many images each class has, and a SHA-256 over their paths and sizes: to say what changed."""
+        found: dict[str, dict[str, int | str]] = {}
+        for label, name in enumerate(self.classes):
+            digest = hashlib.sha256()
+            members = np.flatnonzero(self.labels == label).tolist()
+            for position in members:
+                digest.update(b"\0%s\0%d" % (os.fsencode(self.paths[position]), self.sizes[position]))
+            found[name] = {"images": len(members), "fingerprint": digest.hexdigest()}
+        return found
+
+
+def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
+    """Lists the images of the class folders directly below `root`, at any depth, following symbolic links.
+
+    An image is a file whose suffix, in any case, is one of `SUFFIXES`. Files and folders whose names begin with a dot
+    are left out, and so is a link back to a folder that it lies in.
+
+    Args:
+      root: a folder with one folder of images for each class.
+      classes: for validation data, the classes of the training data, whose labels it then shares. Not all of them need
+        to have images here. If None, the classes are the names of the folders, sorted by their bytes.
+
+    Raises:
+      ValueError: if `root` is no folder.
+      DataError: if there is nothing to train on or to validate with: no class folders, no images, and without `classes`
+        a class without images or one class only; if a folder is none of `classes`; if something cannot be read.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{'not a folder' if root.exists() else 'no such folder'}: {shown(root)}")
+    try:
+        names, stray = _class_folders(os.fsencode(root))
+        if not names:
+            raise DataError(_no_class_folders(root, stray))
+        if classes is not None:
+            _check_known(root, names, classes)
+        return _index(root, names, classes)
+    except OSError as error:
+        at = shown(error.filename) if error.filename else shown(root)
+        raise DataError(f"cannot read {at}: {error.strerror}. It was met while looking for images") from error
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[str]:
+    """The paths of all images below a folder, whatever folders they lie in, sorted by their bytes.
+
+    Raises:
+      OSError: if a folder cannot be read.
+    """
+    top = os.fsencode(folder)
+    return [os.fsdecode(os.path.join(top, os.path.normpath(path))) for path, _, _ in sorted(_images(top, b".", ()))]
+
+
+def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Index:
+    top = os.fsencode(root)
+    place = _place(top)
+    names_of_labels = names if classes is None else [os.fsencode(name) for name in classes]
+    labels_of = {name: label for label, name in enumerate(names_of_labels)}
+    digest = hashlib.sha256()
+    for name in labels_of:
+        digest.update(b"%s\0" % name)
+    paths: list[str] = []
+    sizes, modified = array("q"), array("q")
+    counts: list[int] = []
+    for name in names:
+        images = _images(top, name, (place,))
+        images.sort()
+        for path, size, _ in images:
+            digest.update(b"\0%s\0%d" % (path, size))
+        paths.extend([os.fsdecode(path) for path, _, _ in images])
+        sizes.extend([size for _, size, _ in images])
+        modified.extend([when for _, _, when in images])
+        counts.append(len(images))
+    empty = [name for name, count in zip(names, counts, strict=True) if not count]
+    if not paths:
+        raise DataError(
+            f"no images in {shown(root)}: none of its {len(names)} class folders ({_listed(names)}) holds a file that "
+            f"ends in {', '.join(SUFFIXES)}"
+        )
+    if classes is None and empty:
+        raise DataError(
+            f"no images in the class folder{'s' * (len(empty) > 1)} {_listed(empty)} of {shown(root)}; every class "
+            "needs at least one to train on. Add images, or remove the folder"
+        )
+    if classes is None and len(names) == 1:
+        raise DataError(
+            f"only one class folder in {shown(root)}: {_listed(names)}; a classifier needs at least two. Put the "
+            "images of each class in a folder of its own"
+        )
+    return Index(
+        root=root,
+        classes=tuple(os.fsdecode(name) for name in labels_of),
+        paths=tuple(paths),
+        labels=np.repeat(np.array([labels_of[name] for name in names], dtype=np.int64), counts),
+        sizes=np.frombuffer(sizes, dtype=np.int64),
+        modified=np.frombuffer(modified, dtype=np.int64),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _class_folders(top: bytes) -> tuple[list[bytes], int]:
+    """The names of the folders in `top`, sorted, and how many images lie beside them."""
+    names, stray = [], 0
+    with os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if entry.is_dir():
+                names.append(entry.name)
+            elif entry.name.lower().endswith(_SUFFIXES):
+                stray += 1
+    return sorted(names), stray
+
+
+def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int, int]]:
+    """Paths relative to `top`, sizes and times of the images below `folder`, in no order."""
+    found: list[tuple[bytes, int, int]] = []
+    pending = [(folder, above)]
+    while pending:
+        folder, above = pending.pop()
+        place = _place(os.path.join(top, folder))
+        if place in above:
+            continue
+        with os.scandir(os.path.join(top, folder)) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                if name.lower().endswith(_SUFFIXES) and entry.is_file():
+                    status = entry.stat()
+                    found.append((b"%s/%s" % (folder, name), status.st_size, status.st_mtime_ns))
+                elif entry.is_dir():
+                    pending.append((b"%s/%s" % (folder, name), (*above, place)))
+                elif entry.is_symlink() and name.lower().endswith(_SUFFIXES):
+                    entry.stat()  # raises: the link leads nowhere
+    return found
+
+
+def _place(folder: bytes) -> tuple[int, int]:
+    """What is the same for two paths to one folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _check_known(root: Path, names: Sequence[bytes], classes: Sequence[str]) -> None:
+    known = {os.fsencode(name) for name in classes}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        nearest = difflib.get_close_matches(os.fsdecode(unknown[0]), classes, n=1, cutoff=0.0)
+        more = f" (and {len(unknown) - 1} more: {_listed(unknown[1:])})" if len(unknown) > 1 else ""
+        raise DataError(
+            f"the class folder {_listed(unknown[:1])} of {shown(root)}{more} is none of the {len(classes)} classes of "
+            f"the training data; the nearest is {_listed(nearest)}. Rename or remove it, or train on that class too"
+        )
+
+
+def _no_class_folders(root: Path, stray: int) -> str:
+    found = f"no class folders in {shown(root)}"
+    if stray:
+        images = "1 image lies" if stray == 1 else f"{stray} images lie"
+        return (
+            f"{found}, but {images} directly in it. Images must be in one folder per class: move those of each class "
+            "to a folder that is named after it"
+        )
+    return f"{found}; expected one folder of images per class, named after the class. Make them, or name another folder"
+
+
+def _listed(names: Iterable[str | bytes], most: int = 5) -> str:
+    quoted = [f'"{shown(name)}"' for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")

@@ -1,0 +1,318 @@
+"""A state on disk: written durably, read safely.
+
+`checkpoints/step_00001234/` holds state.safetensors (every tensor of the state under its path, such as
+`params/conv1.weight`) and manifest.json (the format's version, size and SHA-256 of the tensors' file, and what the
+writer adds: epoch, metrics, configuration, classes). A folder of that name is complete: it gets the name only when all
+in it is on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ftrain.disk import durable, sealed, tensorfile
+from ftrain.errors import CheckpointError
+from ftrain.state import TrainState, keeping_averages
+from ftrain.text import shown
+
+FORMAT = 1
+TENSORS = "state.safetensors"
+MANIFEST = "manifest.json"
+READ_AT_ONCE = 2**22  # bytes
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are not as they were written."""
+
+
+@attrs.frozen(eq=False)
+class Snapshot:
+    """A state copied to the host, which later steps do not change.
+
+    Attributes:
+      tensors: by their paths in the state, contiguous, on the CPU.
+      copied: when the copies will have been made; None if they are.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    copied: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, state: TrainState, step: int) -> Snapshot:
+        """A snapshot of a state that has taken `step` steps. From a GPU it is copied in the order of the device's work,
+        for which nobody waits here."""
+        cuda = state.step.device.type == "cuda"
+        tensors = {}
+        for path, tensor in named(state).items():
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
+            tensors[path] = host.copy_(tensor, non_blocking=cuda)
+        return cls(step, tensors, torch.cuda.current_stream(state.step.device).record_event() if cuda else None)
+
+
+@attrs.frozen(eq=False)
+class Loaded:
+    """What was read: the state, what its manifest says, and the checkpoints before it that could not be read, with
+    why."""
+
+    state: TrainState
+    manifest: dict[str, Any]
+    folder: Path
+    damaged: dict[Path, str]
+
+
+class Saver:
+    """Saves in the background, one checkpoint at a time. An error of one is raised at the next call, or at the end."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return  # at once means at once; what was committed is whole
+        if kind is None or kind is GeneratorExit:
+            self.finish()
+        elif self._thread:
+            self._thread.join()
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Has `work` done in the background, when what is being done is done."""
+        self.finish()
+        # A daemon, so that a process that is to end at once does not wait for it.
+        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits until what was started is done."""
+        if self._thread:
+            self._thread.join()
+        self.check()
+
+    def check(self) -> None:
+        """Raises what went wrong, if anything did so far."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _do(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+
+
+def save(folder: Path, state: TrainState | Snapshot, manifest: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint, and returns its folder. If there is one of the same state, only its notes are replaced.
+
+    Args:
+      folder: holds the checkpoints; made if need be.
+      state: on any device.
+      manifest: what to note beside it, as JSON values.
+
+    Raises:
+      OSError: with the path, and the bytes that were needed if there was no room. Nothing is left of it then.
+    """
+    snapshot = Snapshot.of(state, int(state.step)) if isinstance(state, TrainState) else state
+    if snapshot.copied is not None:
+        snapshot.copied.synchronize()
+    target = folder_of(folder, snapshot.step)
+    parts = tensorfile.parts(snapshot.tensors)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    file = {"bytes": sum(len(part) for part in parts), "sha256": digest.hexdigest()}
+    notes = sealed.dump({"format": FORMAT, "step": snapshot.step, "files": {TENSORS: file}, **manifest})
+    if target.is_dir():
+        try:
+            same = read_manifest(target)["files"] == {TENSORS: file}
+        except CheckpointError:
+            same = False
+        if same:
+            durable.write_file(target / MANIFEST, notes)
+            return target
+        set_aside(target)
+    with durable.new_folder(target) as partial:
+        durable.write(partial / TENSORS, parts)
+        durable.write(partial / MANIFEST, [notes])
+    return target
+
+
+def load(folder: Path, template: TrainState) -> TrainState:
+    """The state in a checkpoint's folder.
+
+    Args:
+      template: a state of the same network and optimizer, such as `init_state` gives: the names, shapes, dtypes and
+        devices to expect. They are compared before anything is allocated. The checkpoint may have averages, or none,
+        whether or not the template has.
+
+    Raises:
+      CheckpointError: for a file that is missing, damaged (`DamagedError`), or holds other tensors.
+    """
+    noted = read_manifest(folder)["files"][TENSORS]
+    path = folder / TENSORS
+    try:
+        with open(path, "rb") as file:
+            _check_content(file, path, noted)
+            found = tensorfile.TensorFile(file)
+            kinds = found.kinds()
+            averages = any(name.startswith("ema/") for name in kinds)
+            template = keeping_averages(template, averages)
+            expected = named(template)
+            if problems := _differences(expected, kinds):
+                raise CheckpointError(
+                    f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}. A new run can begin "
+                    "with this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+                )
+            leaves = [_laid_out_as(tensor, found.read(name)) for name, tensor in expected.items()]
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
+    return state
+
+
+def load_first(found: Sequence[Path], template: TrainState) -> Loaded:
+    """The first of some checkpoints, at least one, that is not damaged.
+
+    Raises:
+      CheckpointError: if all are damaged, or the first that is not is of another network.
+    """
+    damaged: dict[Path, str] = {}
+    for path in found:
+        try:
+            return Loaded(load(path, template), read_manifest(path), path, damaged)
+        except DamagedError as error:
+            damaged[path] = str(error)
+    raise CheckpointError(
+        f"none of the {len(found)} checkpoints in {shown(found[0].parent)} can be read: {'; '.join(damaged.values())}. "
+        "Put back a copy of one, or begin a new run"
+    )
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a checkpoint that cannot be gone on from, so that its step can be saved again; returns the new name."""
+    number = 1
+    while (target := path.with_name(f"set_aside_{path.name}{f'.{number}' if number > 1 else ''}")).exists():
+        number += 1
+    durable.rename(path, target)
+    return target
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says.
+
+    Raises:
+      DamagedError: if there is none that can be read.
+      CheckpointError: if it is of another version of the format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = sealed.read(path)
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{shown(folder)} has format {manifest['format']!r}; this ftrain reads format {FORMAT}"
+            )
+        noted = manifest["files"]
+        if set(noted) != {TENSORS}:
+            raise ValueError(f"it names other files than {TENSORS}")
+        if not (isinstance(noted[TENSORS]["bytes"], int) and noted[TENSORS]["bytes"] >= 0):
+            raise ValueError(f"it says no size of {TENSORS}")
+        if manifest["step"] != int(folder.name.removeprefix("step_")):
+            raise ValueError(f"it is of step {manifest['step']!r}")
+        if "val" in manifest:
+            float(manifest["val"]["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return manifest
+
+
+def _damaged(path: Path, error: Exception) -> Exception:
+    """What an error of reading says of a file: that it is damaged, unless it is not the file's fault, as for want of
+    the right to read it, or of memory."""
+    theirs = (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+    if isinstance(error, OSError) and error.errno not in theirs:
+        return error
+    return DamagedError(f"{shown(path)} cannot be read: {shown(str(error))}")
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step_{step:08d}"
+
+
+def find(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, by step."""
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def manifests(found: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """What the manifests of checkpoints say; those that cannot be read are left out."""
+    read = {}
+    for path in found:
+        with suppress(CheckpointError):
+            read[path] = read_manifest(path)
+    return read
+
+
+def best(about: Mapping[Path, Mapping[str, Any]]) -> Path | None:
+    """The checkpoint with the highest validation accuracy, by their manifests; the first of several. Those from within
+    an epoch have none."""
+    judged = [path for path, manifest in about.items() if "val" in manifest]
+    return max(judged, key=lambda path: float(about[path]["val"]["accuracy"]), default=None)
+
+
+def prune(folder: Path, keep: set[Path]) -> None:
+    """Removes the checkpoints that are not in `keep`."""
+    for path in find(folder):
+        if path not in keep:
+            durable.remove_folder(path)
+
+
+def named(state: TrainState) -> dict[str, Tensor]:
+    """The tensors of a state by their paths in it, such as `params/conv1.weight`."""
+    leaves, _ = pytree.tree_flatten_with_path(state)
+    return {"/".join(_name(entry) for entry in path): leaf for path, leaf in leaves}
+
+
+def _name(entry: Any) -> str:
+    if isinstance(entry, pytree.GetAttrKey):
+        return entry.name
+    return str(entry.key if isinstance(entry, pytree.MappingKey) else entry.idx)
+
+
+def _laid_out_as(template: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor where the template is, and in memory as it is, since kernels and so last bits depend on that."""
+    if tensor.stride() == template.stride():
+        return tensor.to(template.device)
+    return torch.empty_like(template).copy_(tensor)
+
+
+def _check_content(file: BinaryIO, path: Path, noted: Mapping[str, Any]) -> None:
+    digest = hashlib.sha256()
+    left = noted["bytes"] + 1  # no further, however large the file is
+    while part := file.read(min(left, READ_AT_ONCE)):
+        digest.update(part)
+        left -= len(part)
+    if left != 1 or digest.hexdigest() != noted.get("sha256"):
+        raise DamagedError(f"{shown(path)} is damaged: its bytes are not those that {MANIFEST} notes")
+
+
+def _differences(expected: Mapping[str, Tensor], found: Mapping[str, str]) -> list[str]:
+    wanted = {name: tensorfile.kind(tensor) for name, tensor in expected.items()}
+    pairs = [(name, wanted.get(name, "nothing"), found.get(name, "nothing")) for name in sorted({*wanted, *found})]
+    return [f"{shown(name)}: expected {wanted}, found {got}" for name, wanted, got in pairs if wanted != got]

@@ -1,0 +1,186 @@
+"""A trained network for other programs: in one file, with its normalisation and the names of its classes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftrain import models
+from ftrain.data.batches import Images, val_pixels
+from ftrain.disk import durable, tensorfile
+from ftrain.errors import DataError, ExportError
+from ftrain.run import prepare
+from ftrain.run.folder import Run
+from ftrain.state import TrainState
+from ftrain.steps import predict_step
+from ftrain.text import shown
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+FORMATS: tuple[str, ...] = get_args(Format)
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+COMPARED = 16  # images
+TOLERANCE = 1e-3  # of the largest logit
+OPSET = 18
+
+Answer = Callable[[Tensor], Tensor]  # images uint8 [B, 3, S, S] -> logits [B, C]
+
+
+class Exported(torch.nn.Module):
+    """Images uint8 [B, 3, S, S] -> logits float32 [B, C]: the normalisation and the network."""
+
+    def __init__(self, network: torch.nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.scale: Tensor
+        self.offset: Tensor
+        self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in std]).reshape(3, 1, 1))
+        self.register_buffer("offset", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).reshape(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float() * self.scale + self.offset)
+        return logits
+
+
+def export(
+    run: Run, state: TrainState, net: prepare.Network, images: Images, kind: Format, target: Path
+) -> tuple[int, float]:
+    """Writes a network to a file, which gets its name when its answers on validation images are those of the run.
+
+    Args:
+      state, net: as `inference.restore` gives them, on the CPU.
+      images: whose validation images are compared.
+
+    Returns:
+      How many images were compared, and the largest difference of a logit.
+
+    Raises:
+      ExportError: if the format cannot hold the network, a package for it is missing, or the answers differ.
+      DataError: if no image can be read.
+    """
+    samples = _samples(images)
+    expected = predict_step(state, samples, apply=net.apply)
+    facts = {
+        "model": run.settings.model,
+        "classes": json.dumps(run.classes),
+        "mean": json.dumps(run.settings.mean),
+        "std": json.dumps(run.settings.std),
+        "image_size": str(run.settings.image_size),
+        "input": "uint8 RGB images [batch, 3, height, width] from 0 to 255"
+        if kind != "safetensors"
+        else "float RGB images [batch, 3, height, width]: (pixel / 255 - mean) / std",
+    }
+    module = _module(run, {**state.params, **state.buffers})
+    parts = _WRITERS[kind](module, samples[:2], facts)
+    with durable.new_file(target) as partial:
+        durable.write(partial, parts)
+        with torch.no_grad():
+            found = _READERS[kind](run, partial)(samples)
+        difference = float((found - expected).abs().max())
+        if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise ExportError(
+                f"the exported network's logits differ from the run's by up to {difference:.3g} on {len(samples)} "
+                f"images, so {shown(target)} was not written; export in another format, of {', '.join(FORMATS)}"
+            )
+    return len(samples), difference
+
+
+def _samples(images: Images) -> Tensor:
+    pixels = []
+    for position in np.linspace(0, len(images.val) - 1, min(COMPARED, len(images.val))).astype(int).tolist():
+        try:
+            pixels.append(val_pixels(images, position))
+        except DataError:
+            if not images.skip_unreadable:
+                raise
+    if not pixels:
+        raise DataError(f"none of the images in {shown(images.val.title)} that were tried can be read")
+    # Two at least, since a batch of one would be taken for the only size there is.
+    return torch.stack(pixels if len(pixels) > 1 else pixels * 2)
+
+
+def _module(run: Run, tensors: dict[str, Tensor]) -> Exported:
+    settings = run.settings
+    assert settings.image_size
+    network = models.build(settings.model, classes=len(run.classes), image_size=settings.image_size, seed=settings.seed)
+    with torch.no_grad():
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            tensor.copy_(tensors[name])
+    return Exported(network, settings.mean, settings.std).eval()
+
+
+def _to_safetensors(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
+    tensors = {name: tensor.contiguous() for name, tensor in module.network.state_dict().items()}
+    return tensorfile.parts(tensors, metadata=facts)
+
+
+def _from_safetensors(run: Run, path: Path) -> Answer:
+    with open(path, "rb") as file:
+        found = tensorfile.TensorFile(file)
+        return _module(run, {name: found.read(name) for name in found.kinds()})
+
+
+def _to_torch_export(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(module, (example,), dynamic_shapes={"images": {0: batch}})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={f"{name}.txt": value for name, value in facts.items()})
+    return [buffer.getvalue()]
+
+
+def _from_torch_export(run: Run, path: Path) -> Answer:
+    with open(path, "rb") as file:
+        answer: Answer = torch.export.load(file).module()
+    return answer
+
+
+def _to_onnx(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
+    _needed("onnx", "onnxscript", "onnxruntime")
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        dynamic_shapes={"images": {0: batch}},
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    for name, value in facts.items():
+        proto.metadata_props.add(key=name, value=value)
+    return [proto.SerializeToString()]
+
+
+def _from_onnx(run: Run, path: Path) -> Answer:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _needed(*packages: str) -> None:
+    import importlib.util
+
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise ExportError(f"--format onnx needs {', '.join(missing)}; install them with: pip install 'ftrain[onnx]'")
+
+
+_WRITERS: dict[str, Callable[[Exported, Tensor, dict[str, str]], list[durable.Part]]] = {
+    "safetensors": _to_safetensors,
+    "onnx": _to_onnx,
+    "torch-export": _to_torch_export,
+}
+_READERS: dict[str, Callable[[Run, Path], Answer]] = {
+    "safetensors": _from_safetensors,
+    "onnx": _from_onnx,
+    "torch-export": _from_torch_export,
+}

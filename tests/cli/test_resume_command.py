@@ -1,0 +1,222 @@
+"""One command that begins a run, goes on with it, or says that it is complete; and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+from ftrain_cli.main import app
+from signal_runs import command, make_images
+from tiny_runs import result, tiny_network
+from typer.testing import CliRunner
+
+from ftrain.disk import checkpoint
+from ftrain.disk.lock import LOCK
+from ftrain.run import folder as runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_images(root)
+    return root
+
+
+def ftrain_command(*arguments):
+    with tiny_network():
+        found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return found.exit_code, " ".join(found.output.split())
+
+
+@pytest.fixture(scope="module")
+def complete(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+    return folder
+
+
+def begun(complete, target, *, steps):
+    """A copy of a run as it was after some steps."""
+    shutil.copytree(complete, target)
+    for path in checkpoint.find(target / "checkpoints"):
+        if int(path.name[5:]) > steps:
+            shutil.rmtree(path)
+    return target
+
+
+def test_auto_begins_goes_on_and_says_that_a_run_is_complete(complete, data, tmp_path):
+    folder = begun(complete, tmp_path / "run", steps=6)
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+    assert "going on from step 6 of 8" in said
+    assert result(folder) == result(complete)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+    assert f"the run in {folder} is complete; nothing is left to do" in said
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
+    assert after == before
+
+
+def test_auto_without_out_has_a_folder_by_the_model(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = command(data, "OUT")
+    at = words.index("--out")
+    code, said = ftrain_command(*words[:at], *words[at + 2 :])
+    assert code == 0, said
+    assert (tmp_path / "runs" / "shufflenet_v2_x0_5" / "auto" / "config.json").is_file()
+
+
+def test_a_run_in_parts(data, tmp_path):
+    code, said = ftrain_command(*command(data, tmp_path / "run"), "--batch-size", 4, "--accumulate", 2)
+    assert code == 0, said
+    assert runs.open_run(tmp_path / "run").settings.accumulate == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--lr", "0.5"], "--lr was 0.001, is 0.5"),
+        (["--seed", "1"], "--seed was 0, is 1"),
+        (["--batch-size", "4"], "--batch-size was 3, is 4"),
+        (["--epochs", "3"], "--epochs was 2, is 3"),
+        (["--optimizer", "sgd"], "--optimizer was adamw, is sgd"),
+    ],
+)
+def test_auto_refuses_changes_that_change_the_result(complete, data, tmp_path, changed, message):
+    folder = begun(complete, tmp_path / "run", steps=6)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, said = ftrain_command(*command(data, folder), *changed)
+    assert code == 2
+    assert f"cannot go on, because its result would change: {message}" in said
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_auto_refuses_a_setting_that_is_not_given_any_more(data, tmp_path):
+    folder = tmp_path / "run"
+    assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 2
+    assert "its result would change: --lr was given as 0.5, and is not given" in said
+    code, said = ftrain_command("fit", "--resume", folder)  # under its settings, whatever they are
+    assert code == 0, said
+
+
+def test_an_override_is_what_counts_from_then_on(data, tmp_path):
+    folder = tmp_path / "run"
+    assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
+    assert ftrain_command(*command(data, folder), "--override")[0] == 0
+    assert runs.open_run(folder).settings.lr == 0.001
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("option", [["--clip-norm", "0.1"], ["--ema-decay", "0.9"]])
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, option, begins):
+    first, second = ([], option) if begins else (option, [])
+    assert ftrain_command(*command(data, tmp_path / "whole"), *first)[0] == 0
+    folder = begun(tmp_path / "whole", tmp_path / "run", steps=6)
+    code, said = ftrain_command(*command(data, folder), *second, "--override")
+    assert code == 0, said
+    assert "going on from step 6 of 8" in said
+    names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / checkpoint.TENSORS)
+    assert any(name.startswith("ema/") for name in names) == ("--ema-decay" in second)
+    for which in ([], ["--last"]):  # the best may be of before
+        code, said = ftrain_command("evaluate", folder, *which)
+        assert code == 0, said
+    code, said = ftrain_command("replay", folder, "--step", 7)
+    assert code == 0, said
+
+
+def test_a_run_that_diverged_names_the_images_and_goes_on_with_a_lower_rate(data, tmp_path):
+    folder = tmp_path / "run"
+    rising = ["--optimizer", "sgd", "--lr", "1e30", "--warmup-epochs", "1.5"]
+    code, said = ftrain_command(*command(data, folder), *rising)
+    assert code == 1, said
+    assert f"The images of its batch, of {data / 'train'}: " in said
+    assert str(data / "train" / "even") not in said
+    code, said = ftrain_command(*command(data, folder), *rising[:2], "--lr", "1e-3", "--clip-norm", "1", "--override")
+    assert code == 0, said
+
+
+def test_other_classes(complete, data, tmp_path):
+    renamed, added = tmp_path / "renamed", tmp_path / "added"
+    for other in (renamed, added):
+        shutil.copytree(data, other)
+    for split in ("train", "val"):
+        (renamed / split / "odd").rename(renamed / split / "strange")
+        shutil.copytree(added / split / "odd", added / split / "third")
+    folder = begun(complete, tmp_path / "run", steps=6)
+    code, said = ftrain_command(*command(added, folder), "--override")
+    assert code == 2
+    assert "was begun with 2 classes, and there are 3 now, for which its network has no outputs" in said
+    code, said = ftrain_command(*command(renamed, folder), "--override")
+    assert code == 0, said
+    assert json.loads((folder / "classes.json").read_text()) == ["even", "strange"]
+    assert runs.open_run(folder).classes == ("even", "strange")
+
+
+def test_harmless_changes_are_taken(complete, data, tmp_path):
+    folder = begun(complete, tmp_path / "run", steps=6)
+    changes = ["--workers", 1, "--keep-last", 5, "--checkpoint-every", "1", "--save-station", 1]
+    code, said = ftrain_command(*command(data, folder), *changes)
+    assert code == 0, said
+    assert (checkpoint.find(folder / "checkpoints")[-1] / "state.safetensors").read_bytes() == (
+        checkpoint.find(complete / "checkpoints")[-1] / "state.safetensors"
+    ).read_bytes()
+    assert json.loads((folder / "config.json").read_text())["settings"]["keep_last"] == 5
+
+
+def test_more_epochs_are_taken_where_no_step_depends_on_their_number(data, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert ftrain_command(*command(data, short), "--schedule", "constant")[0] == 0
+    code, said = ftrain_command(*command(data, short), "--schedule", "constant", "--epochs", 3)
+    assert code == 0, said
+    assert "going on from step 8 of 12" in said
+    assert ftrain_command(*command(data, long), "--schedule", "constant", "--epochs", 3)[0] == 0
+    assert result(short) == result(long)
+
+
+def test_the_last_checkpoints_are_kept_and_the_best(data, tmp_path):
+    folder = tmp_path / "run"
+    assert ftrain_command(*command(data, folder), "--keep-last", 3, "--checkpoint-every", "1")[0] == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = {line["step"]: line["val"]["accuracy"] for line in lines if line["kind"] == "epoch"}
+    best = max(epochs, key=lambda step: (epochs[step], -step))
+    kept = {int(path.name[5:]) for path in checkpoint.find(folder / "checkpoints")}
+    assert kept == {6, 7, 8, best}
+
+
+def test_a_folder_in_use_ends_the_command_with_75(complete, data, tmp_path):
+    folder = begun(complete, tmp_path / "run", steps=6)
+    with runs.hold(folder):
+        code, said = ftrain_command(*command(data, folder))
+        assert code == 75
+        assert f"ftrain: {folder} is in use by process " in said
+        assert ftrain_command("fit", "--resume", folder)[0] == 75
+        assert ftrain_command("fit", "--data", data, "--out", folder)[0] == 75
+    assert ftrain_command(*command(data, folder))[0] == 0
+    assert not (folder / LOCK).exists()
+
+
+def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_path):
+    folder = begun(complete, tmp_path / "run", steps=8)
+    damaged = folder / "checkpoints" / "step_00000008" / "state.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+    assert f"warning: {damaged} is damaged: its bytes are not those that manifest.json notes; it is kept as" in said
+    assert "going on from step 6 of 8" in said
+    assert result(folder) == result(complete)
+
+
+def test_a_run_of_which_everything_is_damaged_ends_with_65(complete, data, tmp_path):
+    folder = begun(complete, tmp_path / "run", steps=8)
+    for path in (folder / "checkpoints").rglob("manifest.json"):
+        path.write_bytes(b"")
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 65
+    assert "checkpoints can be read" in said.replace("none of the 3 ", "")
+    assert len(checkpoint.find(folder / "checkpoints")) == 3

@@ -1,0 +1,168 @@
+"""Order, augmentation and loading: functions of (seed, epoch, index) alone."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ftrain.random
+from ftrain.data import Augmentation, Images, Job, scan
+from ftrain.data import batches as load
+from ftrain.data.augment import centre_view, example_draws, random_view
+from ftrain.data.order import epoch_order, train_indices
+from ftrain.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 9), ("val", 5)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 256, (30 + number, 44, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.jpg")
+    return root
+
+
+def images_of(folder, **changes):
+    train = scan(folder / "train")
+    val = scan(folder / "val", classes=train.classes)
+    options = {"batch_size": 4, "image_size": 16, "eval_batch_size": 4, "seed": 5}
+    options["augmentation"] = Augmentation(crop_scale=0.3)
+    return Images(train=train, val=val, **{**options, **changes})
+
+
+def test_an_epoch_is_a_permutation_and_epochs_differ():
+    assert sorted(epoch_order(0, 0, 50).tolist()) == list(range(50))
+    assert epoch_order(0, 0, 50).tolist() != epoch_order(0, 1, 50).tolist()
+    assert epoch_order(0, 0, 50).tolist() != epoch_order(1, 0, 50).tolist()
+    # jax.random.permutation(fold_in(fold_in(key(0), crc32(b"order")), 0), 10), with JAX 0.10.2
+    assert epoch_order(0, 0, 10).tolist() == [0, 3, 6, 4, 7, 8, 1, 5, 2, 9]
+
+
+def test_batches_are_slices_of_the_epoch():
+    order = epoch_order(3, 2, 18)
+    batches = [train_indices(3, step, examples=18, batch_size=4) for step in range(8, 12)]
+    assert np.concatenate(batches).tolist() == order[:16].tolist()
+
+
+def test_draws_depend_on_the_example_and_not_on_its_batch():
+    together = example_draws(0, 1, np.array([3, 8, 5]), count=5)
+    alone = example_draws(0, 1, np.array([8]), count=5)
+    assert np.array_equal(together[1], alone[0])
+    assert not np.array_equal(together[0], together[1])
+    assert not np.array_equal(alone, example_draws(0, 2, np.array([8]), count=5))
+    assert np.array_equal(alone, example_draws(0, 1, np.array([8]), count=9)[:, :5])
+    assert (together >= 0).all()
+    assert (together < 1).all()
+
+
+def test_random_views_are_distributed_as_torchvisions():
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    height, width, count = 300, 400, 4000
+    draws = example_draws(0, 0, np.arange(count), count=23)
+    views = [random_view(height, width, row, smallest_share=0.25, mirror=True) for row in draws]
+    ours = np.array([view.box for view in views])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transform = RandomResizedCrop(32, scale=(0.25, 1.0))
+        picture = torch.zeros(3, height, width)
+        made = [transform.make_params([picture]) for _ in range(count)]
+    theirs = np.array([[p["left"], p["top"], p["width"], p["height"]] for p in made])
+    for column in range(4):
+        for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+            difference = np.quantile(ours[:, column], quantile) - np.quantile(theirs[:, column], quantile)
+            assert abs(difference) < 10.0, (column, quantile)
+    assert (ours[:, 0] + ours[:, 2] <= width).all()
+    assert (ours[:, 1] + ours[:, 3] <= height).all()
+    assert np.mean([view.mirrored for view in views]) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_view_that_cannot_fit_is_the_largest_at_the_centre():
+    draws = np.full(23, 0.99)  # nearly the whole area, in a ratio that a long strip does not have
+    assert random_view(10, 1000, draws, smallest_share=0.9, mirror=True).box == (493, 0, 13, 10)
+    assert random_view(1, 1, draws, smallest_share=0.3, mirror=False).box == (0, 0, 1, 1)
+
+
+def test_no_crops_at_a_share_of_one():
+    view = random_view(20, 40, np.full(23, 0.2), smallest_share=1.0, mirror=True)
+    assert view.box == (10.0, 0.0, 20.0, 20.0)
+    assert view.mirrored
+    assert centre_view(100, 200).box == (56.25, 6.25, 87.5, 87.5)
+
+
+def as_bytes(batches):
+    return [[part.numpy().tobytes() for part in batch[:4]] for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_batches_are_the_same_bytes_whatever_the_workers(folder, workers):
+    images = images_of(folder)
+    jobs = images.train_jobs(0) + images.val_jobs() + images.train_jobs(1)
+    assert len(jobs) == 4 + 3 + 4
+    alone = as_bytes(load(images, jobs))
+    assert as_bytes(load(images, jobs, workers=workers)) == alone
+    # From the middle, as after a restart.
+    assert as_bytes(load(images, jobs[6:], workers=workers)) == alone[6:]
+
+
+def test_evaluation_counts_every_example_once_and_pads_the_last_batch(folder):
+    images = images_of(folder)
+    batches = list(load(images, images.val_jobs()))
+    assert [tuple(batch.images.shape) for batch in batches] == [(4, 3, 16, 16)] * 3
+    assert all(batch.images.dtype == torch.uint8 for batch in batches)
+    assert [batch.weights.tolist() for batch in batches] == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
+    kept = [i for batch in batches for i, w in zip(batch.indices.tolist(), batch.weights.tolist(), strict=True) if w]
+    assert kept == list(range(10))
+    assert torch.cat([batch.labels for batch in batches])[:10].tolist() == [0] * 5 + [1] * 5
+    assert batches[2].images[2:].max() == 0
+
+
+def test_mirroring_mirrors(folder):
+    flipped = next(load(images_of(folder, augmentation=Augmentation()), [Job("train", 0)]))
+    plain = next(load(images_of(folder, augmentation=Augmentation(mirror=False)), [Job("train", 0)]))
+    assert torch.equal(flipped.indices, plain.indices)
+    same = [torch.equal(a, b) for a, b in zip(flipped.images, plain.images, strict=True)]
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped.images, plain.images, strict=True)]
+    assert [a != b for a, b in zip(same, mirrored, strict=True)] == [True] * 4
+    assert 0 < sum(mirrored) < 4
+
+
+def test_loading_leaves_the_global_generators_alone(folder):
+    before = torch.get_rng_state()
+    list(load(images_of(folder), [Job("train", 0)], workers=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_one_clear_error(folder, tmp_path, workers):
+    images = images_of(folder)
+    broken = tmp_path / "train"
+    broken.mkdir()
+    for name in ("a", "b"):
+        (broken / name).symlink_to(folder / "train" / name)
+    images = images_of(folder)
+    (tmp_path / "copy").mkdir()
+    path = tmp_path / "copy" / "0.jpg"
+    path.write_bytes((folder / "val" / "a" / "0.jpg").read_bytes()[:300])
+    import attrs
+
+    bad = attrs.evolve(images.val, paths=(str(path), *images.val.paths[1:]))
+    with pytest.raises(DataError) as caught:
+        list(load(attrs.evolve(images, val=bad), images.val_jobs(), workers=workers))
+    assert str(caught.value).startswith(f"cannot read the image {path}: ")
+    assert "Traceback" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_purpose_keys_differ():
+    from ftrain.data.order import purpose_key
+
+    keys = {tuple(purpose_key(0, purpose, epoch).tolist()) for purpose in ("order", "augment") for epoch in (0, 1)}
+    assert len(keys) == 4
+    assert tuple(ftrain.random.key(0).tolist()) not in keys

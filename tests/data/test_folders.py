@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftrain.data.folders import scan
+from ftrain.errors import DataError
+from ftrain.text import shown
+
+
+def make(root: Path, *names: str) -> Path:
+    """Files that each hold their own name, so that their sizes are known."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    return root
+
+
+def error_of(root: Path, **options: list[str]) -> str:
+    with pytest.raises(DataError) as caught:
+        scan(root, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(root), "ROOT")
+
+
+def test_classes_and_images_are_sorted_by_their_bytes(tmp_path: Path) -> None:
+    make(tmp_path, "b/2.png", "b/10.png", "B/x.jpg", "a-b/x.jpg", "a/x.jpg", "ä/x.jpg")
+    index = scan(tmp_path)
+    assert index.root == tmp_path
+    assert index.classes == ("B", "a", "a-b", "b", "ä")
+    assert index.paths == ("B/x.jpg", "a/x.jpg", "a-b/x.jpg", "b/10.png", "b/2.png", "ä/x.jpg")
+    assert index.labels.tolist() == [0, 1, 2, 3, 3, 4]
+    assert index.labels.dtype == np.int64
+    assert len(index) == 6
+    assert index.name(3) == str(tmp_path / "b" / "10.png")
+
+
+def test_every_suffix_counts_in_any_case_and_nothing_else(tmp_path: Path) -> None:
+    suffixes = ("JPG", "Png", "bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tIfF", "tif", "tiff", "webp")
+    make(tmp_path, *(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
+    make(tmp_path, "a/x.txt", "a/jpg", "a/x.jpg.part", "a/x.npy")
+    assert scan(tmp_path).paths == (*(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
+
+
+def test_images_lie_at_any_depth(tmp_path: Path) -> None:
+    deep = "/".join("d" * 300)
+    make(tmp_path, "a/z.png", "a/n/m/x.png", "a/folder.png/x.png", f"a/{deep}/x.png", "b/x.png")
+    assert scan(tmp_path).paths == (f"a/{deep}/x.png", "a/folder.png/x.png", "a/n/m/x.png", "a/z.png", "b/x.png")
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "a/._x.png", "a/.thumbs/x.png", "b/x.png", ".git/x.png", "readme.txt")
+    assert scan(tmp_path).paths == ("a/x.png", "b/x.png")
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    root = make(tmp_path / "root", "a/x.png", "a/n/y.png", "b/x.png")
+    make(tmp_path / "elsewhere", "one.png", "two.png")
+    (root / "a" / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "a" / "file.png").symlink_to(tmp_path / "elsewhere" / "one.png")
+    (root / "a" / "n" / "up").symlink_to(root / "a")
+    (root / "a" / "top").symlink_to(root)
+    (root / "a" / "nowhere.txt").symlink_to(tmp_path / "missing")
+    (root / "c").symlink_to(root / "b")
+    index = scan(root)
+    assert index.paths == (
+        "a/file.png",
+        "a/linked/one.png",
+        "a/linked/two.png",
+        "a/n/y.png",
+        "a/x.png",
+        "b/x.png",
+        "c/x.png",
+    )
+    assert index.labels.tolist() == [0, 0, 0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("target", ["missing", "x.png"])
+def test_an_image_that_is_a_dead_link_is_an_error(tmp_path: Path, target: str) -> None:
+    make(tmp_path, "a/y.png", "b/x.png")
+    (tmp_path / "a" / "x.png").symlink_to(target)
+    assert error_of(tmp_path).startswith("cannot read ROOT/a/x.png: ")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "b/x.png")
+    (tmp_path / "a").chmod(0)
+    try:
+        assert error_of(tmp_path).startswith("cannot read ROOT/a: Permission denied")
+    finally:
+        (tmp_path / "a").chmod(0o700)
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "b/é.png")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/b/caf\xe9.png")).write_bytes(b"")
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/b/caf\xff\xfe.png")).write_bytes(b"")
+        make(tmp_path, "b/caf\U0001f600.png")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes only UTF-8")
+    index = scan(tmp_path)
+    assert index.paths == ("a/x.png", "b/caf\udce9.png", "b/caf\U0001f600.png", "b/caf\udcff\udcfe.png", "b/é.png")
+    assert all(os.path.exists(index.name(position)) for position in range(len(index)))
+
+
+def test_the_fingerprint_covers_classes_paths_and_sizes_only(tmp_path: Path) -> None:
+    first = make(tmp_path / "1", "a/x.png", "b/y.png")
+    # printf 'a\0b\0\0a/x.png\0005\0b/y.png\0005' | sha256sum
+    expected = "41c756bc73cc01e2197061b1e78aafc21889a4038fbaf6591a1836d550cef781"
+    assert scan(first).fingerprint == expected
+    os.utime(first / "a" / "x.png", (0, 0))
+    make(first, "b/notes.txt", "c.png")
+    assert scan(first).fingerprint == expected
+    assert scan(make(tmp_path / "2", "a/x.png", "b/y.png")).fingerprint == expected
+    assert scan(make(tmp_path / "3", "a/x.png", "b/z.png")).fingerprint != expected
+    assert scan(make(tmp_path / "4", "a/x.png", "c/y.png")).fingerprint != expected
+    (first / "a" / "x.png").write_text("longer")
+    assert scan(first).fingerprint != expected
+    assert scan(first, classes=["a", "b"]).fingerprint == scan(first).fingerprint
+    assert scan(first, classes=["b", "a"]).fingerprint != scan(first).fingerprint
+
+
+def test_validation_data_shares_the_labels_of_the_training_data(tmp_path: Path) -> None:
+    make(tmp_path, "dog/x.png", "cat/x.png", "cat/y.png")
+    (tmp_path / "eel").mkdir()
+    index = scan(tmp_path, classes=["ant", "cat", "dog", "eel"])
+    assert index.classes == ("ant", "cat", "dog", "eel")
+    assert index.paths == ("cat/x.png", "cat/y.png", "dog/x.png")
+    assert index.labels.tolist() == [1, 1, 2]
+
+
+def test_one_class_is_enough_to_validate_with(tmp_path: Path) -> None:
+    assert scan(make(tmp_path, "dog/x.png"), classes=["cat", "dog"]).labels.tolist() == [1]
+
+
+def test_an_unknown_class_in_the_validation_data(tmp_path: Path) -> None:
+    make(tmp_path, "cat/x.png", "dogs/x.png")
+    assert error_of(tmp_path, classes=["cat", "dog", "horse"]) == (
+        'the class folder "dogs" of ROOT is none of the 3 classes of the training data; the nearest is "dog". Rename '
+        "or remove it, or train on that class too"
+    )
+    make(tmp_path, "eel/x.png", "fox/x.png")
+    assert error_of(tmp_path, classes=["cat", "dog", "horse"]).startswith(
+        'the class folder "dogs" of ROOT (and 2 more: "eel", "fox") is none of the 3 classes'
+    )
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"no such folder: {tmp_path / 'missing'}")):
+        scan(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=re.escape(f"not a folder: {tmp_path / 'file'}")):
+        scan(tmp_path / "file")
+
+
+def test_no_class_folders(tmp_path: Path) -> None:
+    assert error_of(tmp_path) == (
+        "no class folders in ROOT; expected one folder of images per class, named after the class. Make them, or name "
+        "another folder"
+    )
+    make(tmp_path, "x.png", "y.JPG", "z.txt")
+    assert error_of(tmp_path) == (
+        "no class folders in ROOT, but 2 images lie directly in it. Images must be in one folder per class: move those "
+        "of each class to a folder that is named after it"
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": ["a", "b"]}])
+def test_no_images(tmp_path: Path, options: dict[str, list[str]]) -> None:
+    make(tmp_path, "a/x.txt", "b/y.txt")
+    assert error_of(tmp_path, **options) == (
+        'no images in ROOT: none of its 2 class folders ("a", "b") holds a file that ends in .jpg, .jpeg, .png, .bmp, '
+        ".gif, .webp, .tif, .tiff, .ppm, .pgm"
+    )
+
+
+def test_empty_classes(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "b/y.png")
+    (tmp_path / "c").mkdir()
+    assert error_of(tmp_path) == (
+        'no images in the class folder "c" of ROOT; every class needs at least one to train on. Add images, or remove '
+        "the folder"
+    )
+    for name in "defghi":
+        (tmp_path / name).mkdir()
+    assert error_of(tmp_path).startswith('no images in the class folders "c", "d", "e", "f", "g" and 2 more of ROOT; ')
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    assert error_of(make(tmp_path, "a/x.png")) == (
+        'only one class folder in ROOT: "a"; a classifier needs at least two. Put the images of each class in a folder '
+        "of its own"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names cannot hold control characters")
+def test_names_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+    make(tmp_path, "a\x1b[31m\nb/x.png")
+    assert r'only one class folder in ROOT: "a\x1b[31m\nb";' in error_of(tmp_path)
+
+
+def test_shown() -> None:
+    assert shown("plain näme/日本 [x].png") == "plain näme/日本 [x].png"
+    assert shown("\x1b[0m\r\n\t\x7f\u202e\u200b\udcff") == r"\x1b[0m\r\n\t\x7f\u202e\u200b\xff"
+    assert shown(b"caf\xe9") == r"caf\xe9"
+    assert shown(Path("a\nb")) == r"a\nb"

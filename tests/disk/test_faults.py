@@ -1,0 +1,775 @@
+"""Whatever happens to a run, the same command goes on from its last whole checkpoint, and ends with the same bits."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+from kill_runs import Calls, watching
+from tiny_runs import STEPS, begin_or_go_on, images, network, result, settings, tiny_network, train
+
+import ftrain
+from ftrain.data.order import train_indices
+from ftrain.disk import checkpoint, durable, sealed
+from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
+from ftrain.losses import cross_entropy
+from ftrain.run import folder as runs
+from ftrain.run import loop, prepare, provenance
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, capsys):
+    script = Path(__file__).parents[1] / "kill_runs.py"
+    command = [sys.executable, str(script), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout.splitlines()[-1]}")
+    assert re.fullmatch(r"\d+ places and \d+ moments tried, 0 missed, 0 lost\n", done.stdout), done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_run_that_is_signalled_ends_between_steps_and_goes_on(tmp_path, capsys):
+    script = Path(__file__).parents[1] / "signal_runs.py"
+    command = [sys.executable, str(script), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert "22 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+SIGNALLED = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from ftrain_cli import signals
+from tiny_runs import images, settings, tiny_network
+from ftrain.disk import checkpoint
+from ftrain.run import folder as runs, loop, provenance
+import attrs
+
+what, folder = sys.argv[2], Path(sys.argv[3])
+
+class Slow:
+    def __init__(self, source): self.source = source
+    def __getattr__(self, name): return getattr(self.source, name)
+    def __len__(self): return len(self.source)
+    def open(self, position): time.sleep(600)
+
+batches, options = images(), {}
+if what == "workers that hang":
+    batches, options = attrs.evolve(batches, train=Slow(batches.train)), {"workers": 1}
+with signals.watched() as stop, tiny_network(), runs.hold(folder):
+    stop.waits = True
+    run = provenance.new_run(settings(**options), images(), folder, [])
+    for event in loop.fit(run, batches, stop=stop):
+        if isinstance(event, loop.Started if options else loop.StepTaken):
+            os.write(1, b".")
+            time.sleep(0 if options else 0.5)
+sys.exit(stop.code)
+"""
+
+
+def signalled(what, folder, count, **options):
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parents[1]), what, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        assert process.stdout.read(1) == b"."
+        if process.stderr:
+            process.stderr.close()
+        for _ in range(count):
+            time.sleep(1.0)
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+    return process.returncode
+
+
+def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
+    assert signalled("workers that hang", tmp_path / "run", 2) == 143
+    with runs.hold(tmp_path / "run"):
+        pass
+
+
+def test_a_signal_saves_though_nobody_reads_what_is_said(tmp_path):
+    assert signalled("steps", tmp_path / "run", 1, stderr=subprocess.PIPE) == 143
+    assert len(checkpoint.find(tmp_path / "run" / "checkpoints")) > 0
+
+
+def test_a_save_that_fails_at_a_stop_is_not_taken_for_a_stop(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        stopped_at(tmp_path / "run", is_step(1))
+
+
+# --- stopped, and gone on
+
+
+def stopped_at(folder, is_place, run_and_images=None):
+    """Begins a run or goes on with it, and asks it to stop from the first event on for which `is_place` is true: all
+    that it said."""
+    asked, events = [], []
+    with tiny_network(), runs.hold(folder):
+        for event in loop.fit(*(run_and_images or begin_or_go_on(folder)), stop=lambda: bool(asked)):
+            events.append(event)
+            if is_place(event):
+                asked.append(event)
+    return events
+
+
+def is_step(number):
+    return lambda event: isinstance(event, loop.StepTaken) and event.step == number
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_run_stopped_after_any_step_ends_with_the_same_bits_and_lines(undisturbed, tmp_path, step, workers):
+    folder = tmp_path / "run"
+    events = stopped_at(folder, is_step(step))
+    assert events[-1] == loop.Stopped(step)
+    assert checkpoint.find(folder / "checkpoints")[-1].name == f"step_{step:08d}"
+    started = next(event for event in train(folder, workers=workers) if isinstance(event, loop.Started))
+    assert started.step == step
+    assert result(folder) == result(undisturbed)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, epoch):
+    folder = tmp_path / "run"
+    events = stopped_at(folder, lambda event: isinstance(event, loop.Evaluating) and event.epoch == epoch)
+    assert events[-1] == loop.Stopped(4 * epoch)
+    notes = checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+    assert "val" not in notes
+    assert stopped_at(folder, lambda event: isinstance(event, loop.Started))[-1] == loop.Stopped(4 * epoch)
+    train(folder)
+    assert result(folder) == result(undisturbed)
+    assert checkpoint.read_manifest(folder / "checkpoints" / f"step_{4 * epoch:08d}")["val"]["count"] == 5
+
+
+def test_a_run_stopped_after_every_step_in_turn(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    for _ in range(STEPS):
+        stopped_at(folder, lambda event: isinstance(event, loop.StepTaken))
+    train(folder)
+    assert result(folder) == result(undisturbed)
+
+
+class PartlyUnreadable:
+    """Images of which the third and the sixth cannot be read."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def open(self, position):
+        if position in (2, 5):
+            raise DataError(f"cannot read image {position}")
+        return self.source.open(position)
+
+
+def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
+    batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_unreadable=True)
+    run = provenance.new_run(settings(bad_image_cap=0.5), batches, tmp_path / "run", ["ftrain"])
+    assert stopped_at(run.folder, is_step(3), (run, batches))[-1] == loop.Stopped(3)
+    ends = [event for event in stopped_at(run.folder, is_step(0), (run, batches)) if isinstance(event, loop.EpochEnded)]
+    assert [end.left_out for end in ends] == [2, 2]
+
+
+def test_a_batch_size_that_is_overridden_goes_on_from_within_an_epoch(tmp_path):
+    folder = tmp_path / "run"
+    stopped_at(folder, is_step(2))
+    run = runs.open_run(folder)
+    batches = attrs.evolve(images(), batch_size=6)  # of which step 2 ends an epoch
+    other = provenance.resumed_run(run, settings(batch_size=6), batches, ["ftrain"], override=True)
+    ends = [event for event in stopped_at(folder, is_step(0), (other, batches)) if isinstance(event, loop.EpochEnded)]
+    assert [end.epoch for end in ends] == [2]
+
+
+# --- one process at a time
+
+
+def test_a_folder_that_is_held_is_refused_with_the_name_of_the_holder(tmp_path):
+    with runs.hold(tmp_path / "run"), pytest.raises(BusyError) as caught, runs.hold(tmp_path / "run"):
+        pass
+    holder = re.escape(f"{tmp_path}/run is in use by process {os.getpid()} on {socket.gethostname()} since ")
+    assert re.fullmatch(
+        holder + "[-0-9]+ [:0-9]+; wait until it ends, or give another folder as --out", str(caught.value)
+    )
+    assert not (tmp_path / "run").exists()
+    with runs.hold(tmp_path / "run"):
+        pass
+
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from ftrain.run import folder as runs
+with runs.hold(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_folder_is_free_when_its_holder_is_killed_though_its_workers_live(tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
+        worker = int(process.stdout.readline())
+        with pytest.raises(BusyError, match=f"in use by process {process.pid} on "), runs.hold(folder):
+            pass
+        process.kill()
+        process.wait()
+        os.kill(worker, 0)  # it lives
+        with runs.hold(folder):
+            pass
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_who_opened_the_lock_of_a_process_that_then_ended_takes_the_next_one(tmp_path, monkeypatch):
+    """The holder removes the file of its lock at the end; a lock on a removed file keeps nobody out."""
+    path, flock = tmp_path / "run" / ".lock", fcntl.flock
+    late = []
+
+    def lock_late(descriptor, how):
+        if not late:
+            late.append(descriptor)
+            path.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with runs.hold(tmp_path / "run"):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+
+
+# --- power loss: what was not flushed is gone, or half there
+
+
+class File:
+    def __init__(self):
+        self.data, self.flushed = b"", b""
+
+
+class Folder:
+    def __init__(self):
+        self.entries, self.flushed = {}, {}
+
+
+class Disk:
+    """A disk that does what `durable` did, call by call, and knows what of it is flushed."""
+
+    def __init__(self):
+        self.root = Folder()
+
+    def at(self, path):
+        node = self.root
+        for name in path.parts:
+            node = node.entries[name]
+        return node
+
+    def do(self, call, path, *rest):
+        parent = self.at(path.parent) if path.parts else self.root
+        if call == "mkdir":
+            parent.entries[path.name] = Folder()
+        elif call == "create":
+            parent.entries[path.name] = File()
+        elif call == "write":
+            self.at(path).data += rest[0]
+        elif call == "fsync":
+            node = self.at(path)
+            node.flushed = node.data if isinstance(node, File) else dict(node.entries)
+        elif call == "rename":
+            parent.entries[rest[0].name] = parent.entries.pop(path.name)
+        elif call == "rmtree":
+            del parent.entries[path.name]
+        else:
+            raise AssertionError(call)
+
+    def after_loss(self, names, content):
+        """The files by path, and the folders as None, once power was lost.
+
+        Args:
+          names: whether un-flushed names are "kept" or "lost".
+          content: what is left of un-flushed bytes: "kept", "lost", "half" or "zeros".
+        """
+        found = {}
+
+        def walk(folder, path):
+            for name, node in (folder.entries if names == "kept" else folder.flushed).items():
+                if isinstance(node, Folder):
+                    found[path / name] = None
+                    walk(node, path / name)
+                else:
+                    new = node.data[len(node.flushed) :]
+                    left = {"kept": new, "lost": b"", "half": new[: len(new) // 2], "zeros": bytes(len(new))}
+                    found[path / name] = node.flushed + left[content]
+
+        walk(self.root, Path())
+        return found
+
+
+def recorded(root, folder, monkeypatch):
+    """The calls of an undisturbed run, their paths relative to `root`, and where in them which step was committed."""
+    calls, opened, committed = [], {}, []
+    save = checkpoint.save
+
+    def save_and_note(*arguments):
+        target = save(*arguments)
+        committed.append((len(calls), arguments[1].step))
+        return target
+
+    def at_call(name, function, *arguments):
+        value = function(*arguments)
+        if name in ("write", "fsync"):
+            path = Path(os.readlink(f"/proc/self/fd/{arguments[0]}")).relative_to(root)
+            if path not in opened and (root / path).is_file():
+                opened[path] = True
+                calls.append(("create", path))
+            data = [bytes(arguments[1][:value])] if name == "write" else []
+            calls.append((name, path, *data))
+        elif name == "rename":
+            source, target = (Path(path).relative_to(root) for path in arguments)
+            opened.pop(source, None)
+            opened[target] = True
+            calls.append((name, source, target))
+        else:
+            calls.append((name, Path(arguments[0]).relative_to(root)))
+        return value
+
+    monkeypatch.setattr(checkpoint, "save", save_and_note)
+    with watching(at_call):
+        train(folder)
+    return calls, committed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
+def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undisturbed, tmp_path, monkeypatch):
+    root = tmp_path.resolve() / "recorded"
+    root.mkdir()
+    disk, tried, expected = Disk(), {}, result(undisturbed)
+    calls, committed = recorded(root, root / "run", monkeypatch)
+    assert [step for _, step in committed] == [2, 4, 6, 8]
+    for number, call in enumerate(calls):
+        disk.do(*call)
+        step = max((step for at, step in committed if at <= number), default=0)
+        for names in ("kept", "lost"):
+            for content in ("kept", "lost", "half", "zeros"):
+                left = disk.after_loss(names, content)
+                tried[hashlib.sha256(repr(sorted(left.items())).encode()).hexdigest()] = (call, step, left)
+    assert len(tried) > 150
+    lost = []
+    for number, (call, step, left) in enumerate(tried.values()):
+        base = tmp_path / str(number)
+        base.mkdir()
+        for path, content in left.items():
+            if content is None:
+                (base / path).mkdir()
+            else:
+                (base / path).write_bytes(content)
+        begun_from = next(event.step for event in train(base / "run") if isinstance(event, loop.Started))
+        if result(base / "run") != expected or begun_from < step:
+            lost.append((call[:2], begun_from, step))
+        shutil.rmtree(base)
+    assert lost == []
+
+
+# --- damage
+
+
+def copied(folder, target):
+    shutil.copytree(folder, target)
+    return target
+
+
+def committed(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+COMMITTED = [
+    "checkpoints/step_00000004/manifest.json",
+    "checkpoints/step_00000004/state.safetensors",
+    "checkpoints/step_00000006/manifest.json",
+    "checkpoints/step_00000006/state.safetensors",
+    "checkpoints/step_00000008/manifest.json",
+    "checkpoints/step_00000008/state.safetensors",
+    "classes.json",
+    "config.json",
+    "metrics.jsonl",
+]
+
+
+def test_what_a_run_commits(undisturbed):
+    assert committed(undisturbed) == COMMITTED
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("how", ["empty", "cut", "first", "middle", "last", "gone"])
+def test_a_run_with_a_damaged_file_ends_as_if_it_were_whole(undisturbed, tmp_path, name, how):
+    folder = copied(undisturbed, tmp_path / "run")
+    data = bytearray((folder / name).read_bytes())
+    place = {"first": 0, "middle": len(data) // 2, "last": len(data) - 2}
+    if how == "gone":
+        (folder / name).unlink()
+    elif how in place:
+        data[place[how]] ^= 4
+        (folder / name).write_bytes(data)
+    else:
+        (folder / name).write_bytes(b"" if how == "empty" else data[: len(data) // 2])
+    step = Path(name).parent.name
+    for path in checkpoint.find(folder / "checkpoints"):
+        if path.name > step.ljust(1, "~"):  # so that the damaged one is the newest
+            shutil.rmtree(path)
+    damage = runs.open_run(folder).damage
+    assert (damage is None) == (name != "config.json")
+    if step == "step_00000004":
+        with pytest.raises(CheckpointError, match="none of the 1 checkpoints in .*step_00000004"):
+            train(folder)
+        return
+    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    if step:
+        assert len(said) == 1
+        assert step in said[0] and f"it is kept as set_aside_{step}" in said[0]
+        assert (folder / "checkpoints" / f"set_aside_{step}").is_dir()
+    if name == "metrics.jsonl":
+        assert len(said) == 1
+        assert said[0].startswith("metrics.jsonl is not what was written, and ")
+        assert (checkpoint.find(folder / "checkpoints")[-1] / "state.safetensors").is_file()
+    else:
+        assert result(folder) == result(undisturbed)
+
+
+@pytest.mark.parametrize("offset", range(0, 2600, 97))
+def test_a_bit_that_flips_in_the_newest_manifest_or_the_settings_is_found(undisturbed, tmp_path, offset):
+    folder = copied(undisturbed, tmp_path / "run")
+    for name in ("checkpoints/step_00000008/manifest.json", "config.json"):
+        data = bytearray((folder / name).read_bytes())
+        data[offset % len(data)] ^= 1
+        (folder / name).write_bytes(data)
+    assert "config.json cannot be read" in runs.open_run(folder).damage
+    [said] = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert "step_00000008/manifest.json cannot be read" in said
+    assert result(folder) == result(undisturbed)
+
+
+def test_settings_are_taken_from_a_checkpoint_if_their_file_is_damaged(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"lr": 0.01', '"lr": 0.02'))
+    opened = runs.open_run(folder)
+    assert opened.settings.lr == 0.01
+    assert opened.damage == (
+        f"{folder}/config.json cannot be read: it is not what was written: its seal does not fit; what step_00000008 "
+        "notes of it is used"
+    )
+
+
+def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_anew(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    for path in checkpoint.find(folder / "checkpoints"):
+        (path / "state.safetensors").write_bytes(b"")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    message = "none of the 3 checkpoints in .* can be read: .*step_00000008.* is damaged"
+    with pytest.raises(CheckpointError, match=message):
+        train(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    data = (folder / "metrics.jsonl").read_bytes()
+    first = data.index(b"\n")
+    damaged = b"\x00" * first + data[first:]
+    (folder / "metrics.jsonl").write_bytes(damaged)
+    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert said == [
+        "metrics.jsonl is not what was written, and 1 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+    ]
+    assert (folder / "metrics.jsonl.damaged").read_bytes() == damaged
+    assert (folder / "metrics.jsonl").read_bytes() == data[first + 1 :]
+
+
+def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 7.', 1))
+    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert said == [
+        "metrics.jsonl is not what was written, and 0 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+    ]
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    lines = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone; put them back"):
+        train(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_a_checkpoint_that_cannot_be_opened_at_the_moment_is_not_taken_for_damaged(
+    undisturbed, tmp_path, monkeypatch, number
+):
+    folder = copied(undisturbed, tmp_path / "run")
+
+    def refuse(path, *arguments):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sealed, "read", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+    assert len(checkpoint.find(folder / "checkpoints")) == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"left_out": {"train": 7, "val": {}}},
+        {"left_out": None},
+        {"log": {"line": 7, "epoch": None}},
+        {"log": {"line": {"loss": "x"}, "epoch": None}},
+        {"to_evaluate": None, "metrics": None, "left_out": 7},
+        {"metrics": {"bytes": "all"}},
+        {"val": {}},
+    ],
+)
+def test_a_manifest_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+    folder = copied(undisturbed, tmp_path / "run")
+    for path in checkpoint.find(folder / "checkpoints"):
+        document = {**sealed.read(path / "manifest.json"), **changes}
+        (path / "manifest.json").write_bytes(sealed.dump(document))
+    with pytest.raises(CheckpointError, match="manifest.json"):
+        train(folder)
+
+
+@pytest.mark.parametrize("changes", [{"data": 7}, {"asked": 7}, {"classes": 7}, {"command": [7]}, {"settings": []}])
+def test_a_configuration_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+    folder = copied(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    document = {**sealed.read(folder / "config.json"), **changes}
+    (folder / "config.json").write_bytes(sealed.dump(document))
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        runs.open_run(folder)
+
+
+def test_order_comes_from_step_numbers_and_not_from_clocks(undisturbed, tmp_path):
+    folder = copied(undisturbed, tmp_path / "run")
+    for age, path in enumerate(checkpoint.find(folder / "checkpoints")):
+        for file in (path, *path.iterdir()):
+            os.utime(file, (10**9 - age, 10**9 - age))  # the newest step looks oldest
+    assert [type(event) for event in train(folder)] == [loop.Started]
+    assert result(folder) == result(undisturbed)
+
+
+# --- a full disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_disk_that_fills_up_anywhere_ends_the_run_with_the_checkpoints_before_whole(undisturbed, tmp_path, number):
+    calls = 0
+
+    def count(name, function, *arguments):
+        nonlocal calls
+        calls += name == "write"
+        return function(*arguments)
+
+    with watching(count):
+        train(tmp_path / "counted")
+    expected = result(undisturbed)
+    for full_at in range(0, calls, 7):
+        writes = 0
+
+        def fill(name, function, *arguments, full_at=full_at):
+            nonlocal writes
+            if name == "write":
+                writes += 1
+                if writes == full_at + 1:
+                    function(arguments[0], arguments[1][:1])
+                if writes > full_at:
+                    raise OSError(number, os.strerror(number))
+            return function(*arguments)
+
+        folder = tmp_path / str(full_at)
+        with watching(fill), pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+            train(folder)
+        assert re.search("; [0-9.]+ (bytes|kB) are needed$", caught.value.strerror)
+        assert caught.value.filename.startswith(str(folder))
+        assert ".partial" not in caught.value.filename
+        assert [path for path in folder.rglob("*") if durable.is_leftover(path)] == []
+        train(folder)
+        assert result(folder) == expected
+
+
+def test_an_error_while_saving_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run, batches = provenance.new_run(settings(), images(), tmp_path / "run", ["ftrain"]), images()
+    monkeypatch.setattr(checkpoint, "save", full)
+    with tiny_network(), runs.hold(run.folder), pytest.raises(OSError, match="No space left"):
+        list(loop.fit(run, batches))
+    assert checkpoint.find(run.checkpoints) == []
+
+
+def test_one_save_is_in_flight_at_a_time_and_none_is_lost(tmp_path, monkeypatch):
+    save, running, most = checkpoint.save, 0, 0
+
+    def watched(*arguments):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            return save(*arguments)
+        finally:
+            running -= 1
+
+    monkeypatch.setattr(checkpoint, "save", watched)
+    train(tmp_path / "run", checkpoint_every=1, keep_last=100)
+    assert most == 1
+    assert [path.name for path in checkpoint.find(tmp_path / "run" / "checkpoints")] == [
+        f"step_{step:08d}" for step in range(1, STEPS + 1)
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins():
+    script = Path(__file__).parents[1] / "unwritable_run.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "new 73 ftrain: Permission denied: ROOT/forbidden/run",
+        "begun 73 ftrain: Permission denied: ROOT/begun/.lock",
+    ]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from signal_runs import command, make_images, run
+make_images(Path(sys.argv[2]) / "images")
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_100, resource.RLIM_INFINITY))
+run(command(Path(sys.argv[2]) / "images", Path(sys.argv[2]) / "run"))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+def test_a_file_that_may_not_grow_ends_the_command_with_74(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(Path(__file__).parents[1]), str(tmp_path)], check=False)
+    assert done.returncode == 74
+    said = (tmp_path / "run.log").read_text().splitlines()[-1]
+    where = re.escape(f"{tmp_path}/run/")
+    assert re.fullmatch(rf"ftrain: File too large; [0-9.]+ kB are needed: {where}checkpoints/step_0000000\d", said)
+    assert [path for path in (tmp_path / "run").rglob("*") if durable.is_leftover(path)] == []
+
+
+# --- numbers that are not finite, and memory that runs out
+
+
+def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monkeypatch):
+    def measured(logits, labels, **options):
+        steps.append(None)
+        return cross_entropy(logits, labels) * (float("nan") if len(steps) == 6 else 1.0)
+
+    steps = []
+    folder = tmp_path / "run"
+    monkeypatch.setattr(prepare, "training_loss", lambda settings: measured)
+    with pytest.raises(TrainingError) as caught:
+        train(folder, checkpoint_every=1)
+    rows = train_indices(0, 5, examples=13, batch_size=3)
+    names = ", ".join(images().train.name(row) for row in rows)
+    assert str(caught.value) == (
+        "the loss or its gradient is no longer finite at step 6 (learning rate 0.00854); its update was not made, and "
+        "the last checkpoint stands. `ftrain replay` looks into the step; a lower --lr, more --warmup-epochs or "
+        "--clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch, of "
+        f"{images().train.title}: {names}"
+    )
+    assert checkpoint.find(folder / "checkpoints")[-1].name == "step_00000005"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 2 bytes"),
+        RuntimeError("not enough memory: you tried to allocate 2 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, monkeypatch, error):
+    def too_large(logits, labels, **options):
+        steps.append(None)
+        if len(steps) == 6:
+            raise error
+        return loss(logits, labels)
+
+    steps, loss = [], prepare.training_loss(settings())
+    folder = tmp_path / "run"
+    monkeypatch.setattr(prepare, "training_loss", lambda settings: too_large)
+    with pytest.raises(TrainingError, match="memory ran out at batch size 3; .* with --batch-size 1, or") as caught:
+        train(folder)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    train(folder)
+    assert result(folder) == result(undisturbed)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
+    apply, params, buffers = ftrain.functionalize(network("", classes=2, image_size=8, seed=1))
+    optimizer = ftrain.adamw(0.01)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    before = {name: tensor.clone() for name, tensor in checkpoint.named(state).items()}
+
+    def too_large(logits, labels):
+        raise torch.OutOfMemoryError
+
+    batch = (torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 0]))
+    with pytest.raises(torch.OutOfMemoryError):
+        ftrain.train_step(state, batch, apply=apply, optimizer=optimizer, loss=too_large, donate=donate)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.named(state).items())
+
+
+def test_calls_stands_for_the_os_module():
+    """What the fault tests rest on."""
+    seen = []
+    calls = Calls(lambda name, function, *arguments: seen.append(name) or function(*arguments))
+    calls.mkdir  # noqa: B018
+    assert calls.getpid() == os.getpid()
+    assert seen == []

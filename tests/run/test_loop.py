@@ -1,0 +1,278 @@
+"""The events of a run, and what it writes while it goes on."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ftrain.data.cache import Caching
+from ftrain.data.folders import scan
+from ftrain.errors import DataError, TrainingError
+from ftrain.metrics import Metrics
+from ftrain.run import inference, loop, prepare, provenance
+from ftrain.run.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten training and four validation images in two classes."""
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for name, level in (("dark", 60), ("light", 190)):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(level + noise.normal(0, 20, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def begin(data, folder, **settings):
+    options = {"model": "shufflenet_v2_x0_5", "batch_size": 3, "workers": 0, "device": "cpu", **settings}
+    asked = Settings(data=str(data), out=str(folder), **options)
+    resolved, images, _ = prepare.resolve(asked)
+    return provenance.new_run(resolved, images, folder, ["ftrain", "fit"]), images
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
+    run, images = begin(data, tmp_path / "run", epochs=1)
+    events = [event for event in loop.fit(run, images) if not isinstance(event, loop.Logged | Caching)]
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
+    assert (events[0].classes, events[0].train_examples, events[0].val_examples) == (2, 10, 4)
+    assert (events[0].step, events[0].steps_per_epoch, events[0].total_steps) == (0, 3, 3)
+    assert [event.step for event in events[1:4]] == [1, 2, 3]
+    assert events[-1].best_epoch == 1
+    assert events[-1].best_accuracy == events[-1].val["accuracy"]
+    assert events[-1].checkpoint.name == "step_00000003"
+
+
+def test_each_step_is_said_to_be_compiled_once(data, tmp_path, monkeypatch):
+    """Compiling itself is left out, which test_pure.py does."""
+
+    def not_compiled(step, *, donate=False):
+        return functools.partial(step, donate=True) if donate else step
+
+    monkeypatch.setattr(prepare, "compile_step", not_compiled)
+    run, images = begin(data, tmp_path / "run", epochs=2, compile=True)
+    events = list(loop.fit(run, images))
+    about = [event for event in events if isinstance(event, loop.Compiling | loop.Compiled)]
+    assert [(type(event).__name__, event.what) for event in about] == [
+        ("Compiling", "training"),
+        ("Compiled", "training"),
+        ("Compiling", "evaluation"),
+        ("Compiled", "evaluation"),
+    ]
+    assert all(0 < event.seconds < 600 for event in about[1::2])
+    assert isinstance(events[events.index(about[1]) + 1], loop.StepTaken)
+
+
+def test_a_line_is_logged_every_so_many_steps_and_at_the_end_of_an_epoch(data, tmp_path):
+    run, images = begin(data, tmp_path / "run", epochs=2, log_every=2)
+    logged = [event.line for event in loop.fit(run, images) if isinstance(event, loop.Logged)]
+    lines = lines_of(run)
+    assert [(line["kind"], line["step"], line["epoch"]) for line in lines] == [
+        ("step", 2, 1),
+        ("step", 3, 1),
+        ("epoch", 3, 1),
+        ("step", 4, 2),
+        ("step", 6, 2),
+        ("epoch", 6, 2),
+    ]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert logged == steps
+    assert [line["count"] for line in steps] == [6, 3, 3, 6]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    assert [line["train"]["count"] for line in epochs] == [9, 9]
+    assert [line["val"]["count"] for line in epochs] == [4, 4]
+    whole = (6 * steps[0]["loss"] + 3 * steps[1]["loss"]) / 9
+    assert epochs[0]["train"]["loss"] == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_learning_rate_of_a_line_is_the_mean_over_its_steps(data, tmp_path):
+    run, images = begin(data, tmp_path / "run", epochs=2, log_every=3, lr=0.3, schedule="linear", warmup_epochs=1)
+    list(loop.fit(run, images))
+    rates = [line["lr"] for line in lines_of(run) if line["kind"] == "step"]
+    # Up from 0.1 to 0.3 in the first three steps, then down from 0.3 towards 0 in three.
+    assert rates == pytest.approx([(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3], rel=1e-6)
+
+
+def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkeypatch):
+    run, images = begin(data, tmp_path / "run", epochs=4, keep_last=1)
+    accuracies = iter([0.25, 0.75, 0.75, 0.5])
+    compute = Metrics.compute
+
+    def with_accuracy(metrics):
+        values = compute(metrics)
+        return values if "lr" in values else {**values, "accuracy": next(accuracies)}  # lr is of training
+
+    monkeypatch.setattr(Metrics, "compute", with_accuracy)
+    ends = [event for event in loop.fit(run, images) if isinstance(event, loop.EpochEnded)]
+    assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
+    chosen = inference.restore(run).folder
+    assert chosen.name == "step_00000006"
+
+
+def test_a_loss_that_is_no_longer_finite_ends_the_run_and_leaves_the_last_checkpoint(data, tmp_path):
+    run, images = begin(data, tmp_path / "run", epochs=3)
+    events = loop.fit(run, images)
+    while not isinstance(next(events), loop.EpochEnded):
+        pass
+    events.close()
+    wild = attrs.evolve(run, settings=attrs.evolve(run.settings, optimizer="sgd", momentum=0.0, lr=1e30))
+    for path in run.checkpoints.iterdir():  # of adamw, whose state sgd would refuse
+        path.rename(tmp_path / path.name)
+    with pytest.raises(TrainingError, match=r"no longer finite at step \d.*lower --lr"):
+        list(loop.fit(wild, images))
+    assert all(np.isfinite(line["loss"]) for line in lines_of(run) if line["kind"] == "step")
+
+
+def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_path):
+    run, images = begin(data, tmp_path / "run", epochs=1)
+    list(loop.fit(run, images))
+    state, net, *_ = inference.restore(run)
+    results = [
+        list(inference.evaluate(run, state, net, attrs.evolve(images, eval_batch_size=size)))[-1]
+        for size in (1, 3, 4, 64)
+    ]
+    assert [result.metrics["count"] for result in results] == [4, 4, 4, 4]
+    assert all(torch.equal(result.confusion, results[0].confusion) for result in results)
+    assert results[0].confusion.sum(dim=1).tolist() == [2, 2]
+    assert [result.metrics["loss"] for result in results] == pytest.approx([results[0].metrics["loss"]] * 4, rel=1e-5)
+
+
+def state_of(run):
+    last = max(run.checkpoints.iterdir())
+    return (last / "state.safetensors").read_bytes()
+
+
+def untimed(run):
+    """The lines of metrics.jsonl without what a clock measured."""
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "images_per_second")}
+        for line in lines_of(run)
+    ]
+
+
+RESUMED = {"epochs": 2, "log_every": 2, "checkpoint_every": 1, "crop_scale": 0.5}
+
+
+@pytest.fixture(scope="module", params=["none", "ram"])
+def undisturbed(request, data, tmp_path_factory):
+    run, images = begin(data, tmp_path_factory.mktemp("runs") / "whole", cache=request.param, **RESUMED)
+    list(loop.fit(run, images))
+    return run
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (1, 2), (2, 0), (2, 4), (3, 1), (3, 2), (4, 0), (4, 2), (5, 4)])
+def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(undisturbed, data, tmp_path, stop, workers):
+    run, images = begin(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
+    events = loop.fit(run, images)
+    for event in events:
+        at_step = isinstance(event, loop.Saving) and event.checkpoint.name == f"step_{stop:08d}"
+        if at_step or (isinstance(event, loop.EpochEnded) and 3 * event.epoch == stop):
+            break
+    events.close()
+    again = attrs.evolve(run, settings=attrs.evolve(run.settings, workers=workers, checkpoint_every=None))
+    started = next(event for event in loop.fit(again, images) if isinstance(event, loop.Started))
+    assert started.step == stop
+    list(loop.fit(again, images))
+    assert state_of(run) == state_of(undisturbed)
+    assert untimed(run) == untimed(undisturbed)
+
+
+def test_saving_every_so_many_minutes(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    pace = loop.Pace("2m")
+    times = []
+    for step in range(1, 8):
+        now[0] += 50.0
+        if pace.is_time(step):
+            times.append(step)
+    assert times == [3, 6]
+    assert [step for step in range(1, 8) if loop.Pace("3").is_time(step)] == [3, 6]
+    assert not any(loop.Pace(None).is_time(step) for step in range(1, 8))
+
+
+@pytest.fixture
+def damaged(data, tmp_path):
+    """The data with one training image cut off behind its header."""
+    shutil.copytree(data, tmp_path / "damaged")
+    path = tmp_path / "damaged" / "train" / "dark" / "1.png"
+    path.write_bytes(path.read_bytes()[:600])
+    return tmp_path / "damaged", path
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_image_that_cannot_be_read_ends_the_run(data, damaged, tmp_path, cache):
+    folder, path = damaged
+    run, images = begin(data, tmp_path / "run", epochs=1, batch_size=10, cache=cache)
+    images = attrs.evolve(images, train=scan(folder / "train"))  # after the quick check, which would have found it
+    with pytest.raises(DataError, match=re.escape(f"cannot read the image {path}: ")):
+        list(loop.fit(run, images))
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_an_image_that_cannot_be_read_is_left_out_if_so_wished(damaged, tmp_path, cache):
+    folder, path = damaged
+    options = {"epochs": 2, "batch_size": 10, "cache": cache, "on_bad_image": "skip", "bad_image_cap": 0.1}
+    run, images = begin(folder, tmp_path / "run", **options)
+    events = list(loop.fit(run, images))
+    causes = [event.cause for event in events if isinstance(event, loop.LeftOut)]
+    assert len(causes) == 1
+    assert causes[0].startswith(f"cannot read the image {path}: ")
+    epochs = [line for line in lines_of(run) if line["kind"] == "epoch"]
+    assert [(line["train"]["count"], line["left_out"]) for line in epochs] == [(9, 1), (9, 1)]
+
+
+def test_too_many_images_that_cannot_be_read_end_the_run(damaged, tmp_path):
+    folder, _ = damaged
+    run, images = begin(folder, tmp_path / "run", epochs=1, batch_size=10, cache="none", on_bad_image="skip")
+    with pytest.raises(DataError, match=r"1 of 10 train images cannot be read, more than --bad-image-cap 0\.01 allows"):
+        list(loop.fit(run, images))
+
+
+def test_an_empty_file_is_found_before_anything_else(data, tmp_path):
+    shutil.copytree(data, tmp_path / "images")
+    (tmp_path / "images" / "train" / "light" / "2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"light/2\.png: the file is empty"):
+        begin(tmp_path / "images", tmp_path / "run", epochs=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_a_worker_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
+    settings = ["--model", "shufflenet_v2_x0_5", "--epochs", "40", "--workers", "1", "--cache", "none"]
+    places = ["--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--batch-size", "3"]
+    code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
+    command = [sys.executable, "-c", code, "fit", *settings, *places]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[-1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    message = errors.splitlines()[-1]
+    assert message.startswith("ftrain: a process that reads images was ended from outside (signal: Killed)")
+    assert "Traceback" not in errors

@@ -1,0 +1,46 @@
+"""A run that an earlier ftrain began (commit 01a2af5), stopped in its second epoch, and what it came to undisturbed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import tiny_runs
+import torch
+from safetensors.torch import load_file
+
+from ftrain.disk import checkpoint
+
+OLD = Path(__file__).parent / "old_run"
+OPTIONS = {"ema_decay": 0.9, "clip_norm": 1.0, "mixup": 0.2, "accumulate": 3, "memory_format": "contiguous"}
+
+
+def test_a_run_of_an_earlier_ftrain_resumes_to_the_same_bits(tmp_path):
+    shutil.copytree(OLD / "stopped", tmp_path / "run")
+    tiny_runs.train(tmp_path / "run", **OPTIONS)
+    last = checkpoint.find(tmp_path / "run" / "checkpoints")[-1]
+    assert last.name == "step_00000008"
+    found, expected = load_file(last / "state.safetensors"), load_file(OLD / "finished" / "state.safetensors")
+    # Another torch, or a CPU of another kind, takes kernels that round otherwise.
+    made_with = json.loads((OLD / "finished" / "made_with.json").read_text())
+    exact = (made_with["torch"], made_with["cpu"]) == (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    assert found.keys() == expected.keys()
+    # The gradient of a bias before BatchNorm is nothing but rounding, which Adam scales up to whole steps.
+    noise = ("0.bias", "1.running_mean")
+    for name in [name for name in expected if exact or not name.endswith(noise)]:
+        tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(
+            found[name], expected[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    lines, expected_lines = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "run", OLD / "finished")
+    )
+    assert [(line["kind"], line["step"], line.keys()) for line in lines] == [
+        (line["kind"], line["step"], line.keys()) for line in expected_lines
+    ]
+    if exact:
+        timeless = [
+            [{name: value for name, value in line.items() if name not in tiny_runs.CLOCKED} for line in each]
+            for each in (lines, expected_lines)
+        ]
+        assert timeless[0] == timeless[1]
