@@ -3,8 +3,8 @@
     python benchmarks/layout.py [--models resnet18,...] [--side 64] [--batch 32] [--rounds 5] [--device cpu]
 
 What `ftrain.run.kernels.memory_format` goes by. Each round takes both in turn, STEPS of each; the ratio is the median
-over the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is what ftrain
-takes.
+over the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is ftrain's
+choice.
 """
 
 import argparse
