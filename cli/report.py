@@ -21,7 +21,6 @@ from ftrain.errors import (
     SettingsError,
     TrainingError,
     WorkerError,
-    worker_error,
 )
 from ftrain.text import shown
 
@@ -97,6 +96,8 @@ def reported(command: Command) -> Command:
         except (Exception, KeyboardInterrupt) as error:
             if tracebacks_wanted:
                 traceback.print_exc()
+            from ftrain.data.workers import worker_error  # torch is imported by now, if there are workers
+
             error = (isinstance(error, RuntimeError) and worker_error(error)) or error
             if isinstance(error, BrokenPipeError):  # as `| head` leaves it; nobody reads on
                 silence()

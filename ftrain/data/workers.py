@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ftrain.errors import worker_error
+from ftrain.errors import WorkerError
 
 
 def work(
@@ -70,3 +71,15 @@ def shared_zeros(*shape: int) -> Tensor:
 
 def _as_it_is(result: Any) -> Any:
     return result
+
+
+def worker_error(error: Exception) -> WorkerError | None:
+    """What an error of torch's DataLoader means, if it is about a worker that died. It is raised wherever the main
+    process happens to be."""
+    if "DataLoader worker" not in str(error) or "Caught" in str(error):
+        return None
+    how = re.search(r"signal: ([^.]*)", str(error))
+    return WorkerError(
+        f"a process that reads images was ended from outside{f' (signal: {how[1]})' if how else ''}, mostly because "
+        "memory ran out; give fewer --workers or a smaller --batch-size, and go on with --resume"
+    )

@@ -22,8 +22,9 @@ from torch.utils import _pytree as pytree
 from ftrain.data.batches import Images, load, on_device
 from ftrain.data.cache import Caching, available_memory, keep
 from ftrain.data.source import Source
-from ftrain.errors import DataError, TrainingError, memory_error
+from ftrain.errors import DataError, TrainingError
 from ftrain.run import kernels, prepare
+from ftrain.run.diagnose import memory_error
 from ftrain.run.settings import Settings, flag
 from ftrain.state import TrainState
 

@@ -17,14 +17,16 @@ import torch
 from ftrain.data.batches import ImageBatch, Images, Job, load, on_device
 from ftrain.data.cache import Caching, keep
 from ftrain.data.order import train_indices
+from ftrain.data.workers import worker_error
 from ftrain.disk import checkpoint
 from ftrain.disk.checkpoint import Loaded, Saver, Snapshot
-from ftrain.errors import CheckpointError, DataError, TrainingError, memory_error, worker_error
+from ftrain.errors import CheckpointError, DataError, TrainingError
 from ftrain.metrics import Metrics
 from ftrain.models import WeightsReport
 from ftrain.optim import Optimizer
 from ftrain.run import folder as runs
 from ftrain.run import kernels, prepare
+from ftrain.run.diagnose import memory_error
 from ftrain.run.folder import Run
 from ftrain.run.log import Log
 from ftrain.run.settings import Settings

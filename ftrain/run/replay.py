@@ -15,10 +15,11 @@ from torch import Tensor
 from ftrain.data.batches import ImageBatch, Images, Job, load, on_device
 from ftrain.data.cache import Caching
 from ftrain.disk import checkpoint
-from ftrain.errors import SettingsError, memory_error
+from ftrain.errors import SettingsError
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer, State
 from ftrain.run import kernels, loop, prepare
+from ftrain.run.diagnose import memory_error
 from ftrain.run.folder import Run
 from ftrain.state import TrainState, keeping_averages
 from ftrain.steps import train_step
