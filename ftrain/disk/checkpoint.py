@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import attrs
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ftrain.disk import durable, sealed, tensorfile
+from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import CheckpointError
 from ftrain.state import TrainState, keeping_averages
 from ftrain.text import shown
@@ -30,6 +30,9 @@ FORMAT = 1
 TENSORS = "state.safetensors"
 MANIFEST = "manifest.json"
 READ_AT_ONCE = 2**22  # bytes
+EMA = "ema/"
+
+T = TypeVar("T")
 
 
 class DamagedError(CheckpointError):
@@ -63,8 +66,7 @@ class Snapshot:
 
 @attrs.frozen(eq=False)
 class Loaded:
-    """What was read: the state, what its manifest says, and the checkpoints before it that could not be read, with
-    why."""
+    """A state that was read, its manifest, and the damaged checkpoints that were tried before it, with causes."""
 
     state: TrainState
     manifest: dict[str, Any]
@@ -72,48 +74,16 @@ class Loaded:
     damaged: dict[Path, str]
 
 
-class Saver:
-    """Saves in the background, one checkpoint at a time. An error of one is raised at the next call, or at the end."""
+@attrs.frozen(eq=False)
+class LoadedNetwork:
+    """A network that was read: its tensors, the step of its state, and the damaged checkpoints that were tried before it,
+    with causes."""
 
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            return  # at once means at once; what was committed is whole
-        if kind is None or kind is GeneratorExit:
-            self.finish()
-        elif self._thread:
-            self._thread.join()
-
-    def start(self, work: Callable[[], object]) -> None:
-        """Has `work` done in the background, when what is being done is done."""
-        self.finish()
-        # A daemon, so that a process that is to end at once does not wait for it.
-        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Waits until what was started is done."""
-        if self._thread:
-            self._thread.join()
-        self.check()
-
-    def check(self) -> None:
-        """Raises what went wrong, if anything did so far."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _do(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
+    params: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    step: int
+    folder: Path
+    damaged: dict[Path, str]
 
 
 def save(folder: Path, state: TrainState | Snapshot, manifest: Mapping[str, Any]) -> Path:
@@ -163,26 +133,65 @@ def load(folder: Path, template: TrainState) -> TrainState:
     Raises:
       CheckpointError: for a file that is missing, damaged (`DamagedError`), or holds other tensors.
     """
-    noted = read_manifest(folder)["files"][TENSORS]
+    with _open(folder) as found:
+        kinds = found.kinds()
+        template = keeping_averages(template, any(name.startswith(EMA) for name in kinds))
+        expected = named(template)
+        _check_kinds(folder, expected, kinds)
+        leaves = [_laid_out_as(tensor, found.read(name)) for name, tensor in expected.items()]
+    state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
+    return state
+
+
+def load_network(
+    folder: Path, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of the network in a checkpoint's folder, or their averages if it has any. No optimizer state
+    is read.
+
+    Args:
+      params, buffers: tensors of the same network, as templates: the names, shapes, dtypes and devices to expect.
+
+    Raises:
+      CheckpointError: if a file is missing, damaged (`DamagedError`), or holds another network.
+    """
+
+    def read(found: TensorFile, tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+        averaged = {name for name in tensors if f"{EMA}{name}" in found.kinds()}
+        return {
+            name: _laid_out_as(tensor, found.read(f"{EMA if name in averaged else part}{name}"))
+            for name, tensor in tensors.items()
+        }
+
+    with _open(folder) as found:
+        expected = {
+            **{f"params/{name}": t for name, t in params.items()},
+            **{f"buffers/{n}": t for n, t in buffers.items()},
+        }
+        network = {name: kind for name, kind in found.kinds().items() if name.startswith(("params/", "buffers/"))}
+        _check_kinds(folder, expected, network)
+        return read(found, params, "params/"), read(found, buffers, "buffers/")
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[TensorFile]:
+    """The tensors of a checkpoint, after their checksum was compared."""
+    expected = read_manifest(folder)["files"][TENSORS]
     path = folder / TENSORS
     try:
         with open(path, "rb") as file:
-            _check_content(file, path, noted)
-            found = tensorfile.TensorFile(file)
-            kinds = found.kinds()
-            averages = any(name.startswith("ema/") for name in kinds)
-            template = keeping_averages(template, averages)
-            expected = named(template)
-            if problems := _differences(expected, kinds):
-                raise CheckpointError(
-                    f"{shown(path)} is of another network or optimizer: {'; '.join(problems[:3])}. A new run can begin "
-                    "with this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
-                )
-            leaves = [_laid_out_as(tensor, found.read(name)) for name, tensor in expected.items()]
+            _check_content(file, path, expected)
+            yield TensorFile(file)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
-    state: TrainState = pytree.tree_unflatten(leaves, pytree.tree_structure(template))
-    return state
+
+
+def _check_kinds(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, str]) -> None:
+    if problems := _differences(expected, found):
+        raise CheckpointError(
+            f"{shown(folder / TENSORS)} is of another network or optimizer: {'; '.join(problems[:3])}. A new run can begin "
+            "with this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+        )
 
 
 def load_first(found: Sequence[Path], template: TrainState) -> Loaded:
@@ -191,10 +200,27 @@ def load_first(found: Sequence[Path], template: TrainState) -> Loaded:
     Raises:
       CheckpointError: if all are damaged, or the first that is not is of another network.
     """
+    (state, manifest), path, damaged = _first(found, lambda path: (load(path, template), read_manifest(path)))
+    return Loaded(state, manifest, path, damaged)
+
+
+def load_network_first(
+    found: Sequence[Path], params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> LoadedNetwork:
+    """The network in the first of some checkpoints, at least one, that is not damaged; arguments as for `load_network`.
+
+    Raises:
+      CheckpointError: if all are damaged, or the first that is not is of another network.
+    """
+    tensors, path, damaged = _first(found, lambda path: load_network(path, params, buffers))
+    return LoadedNetwork(*tensors, step_of(path), path, damaged)
+
+
+def _first(found: Sequence[Path], read: Callable[[Path], T]) -> tuple[T, Path, dict[Path, str]]:
     damaged: dict[Path, str] = {}
     for path in found:
         try:
-            return Loaded(load(path, template), read_manifest(path), path, damaged)
+            return read(path), path, damaged
         except DamagedError as error:
             damaged[path] = str(error)
     raise CheckpointError(
@@ -254,10 +280,15 @@ def folder_of(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def find(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
 
 
 def manifests(found: Sequence[Path]) -> dict[Path, dict[str, Any]]:
@@ -267,13 +298,6 @@ def manifests(found: Sequence[Path]) -> dict[Path, dict[str, Any]]:
         with suppress(CheckpointError):
             read[path] = read_manifest(path)
     return read
-
-
-def best(about: Mapping[Path, Mapping[str, Any]]) -> Path | None:
-    """The checkpoint with the highest validation accuracy, by their manifests; the first of several. Those from within
-    an epoch have none."""
-    judged = [path for path, manifest in about.items() if "val" in manifest]
-    return max(judged, key=lambda path: float(about[path]["val"]["accuracy"]), default=None)
 
 
 def prune(folder: Path, keep: set[Path]) -> None:

@@ -29,7 +29,7 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds a folder, which is made if need be, and removed if it is empty at the end.
 
     Raises:

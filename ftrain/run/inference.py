@@ -1,4 +1,4 @@
-"""A trained network at work: evaluated on a data set, and asked about single images."""
+"""A trained network at work: evaluated on labelled images, and asked about single ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -14,125 +14,153 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+import ftrain.random
 from ftrain.data.batches import Images, load, on_device, read_centre
 from ftrain.disk import checkpoint
 from ftrain.errors import CheckpointError, DataError
-from ftrain.metrics import measure
-from ftrain.run import kernels, prepare
-from ftrain.run.folder import Run
-from ftrain.run.settings import Settings
-from ftrain.state import TrainState, averaged
-from ftrain.steps import predict_step
+from ftrain.metrics import class_scores, measure
+from ftrain.run import kernels, retention
+from ftrain.run.build import Program, build
+from ftrain.run.custom import Custom
+from ftrain.run.diagnose import diagnosed
+from ftrain.run.folder import RunFolder
+from ftrain.run.spec import RunSpec
+from ftrain.state import TrainState
 from ftrain.text import shown
 
-Ranking = list[tuple[str, float]]  # classes with their probabilities, the most probable first
+Ranking = list[tuple[str, float]]  # classes and their probabilities, the most probable first
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Evaluation:
-    """The metrics of a data set under a network, counts int64 [C, C] (row the label, column the answer), and why images
-    were left out."""
+    """The result of an evaluation.
+
+    Attributes:
+      metrics: loss (nats), accuracy, top5 (of more than five classes), count, and the caller's own.
+      confusion: int64 [C, C], how many images of each label (row) got each prediction (column).
+      skipped: why images were skipped.
+    """
 
     metrics: dict[str, float]
     confusion: Tensor
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def class_scores(self) -> dict[str, Tensor]:
+        """Precision, recall, f1 and number of images of each class, float64 [C] each."""
+        return class_scores(self.confusion)
 
 
 class Restored(NamedTuple):
-    """A state with its network, the checkpoint that it is from, and why better or later ones could not be read."""
+    """A trained network.
 
+    Attributes:
+      state: parameters and buffers of the network, or their averages if the run has any; without optimizer state.
+      checkpoint: the folder that it was read from.
+      damaged: why better or later checkpoints could not be read.
+    """
+
+    program: Program
     state: TrainState
-    net: prepare.Network
-    folder: Path
+    checkpoint: Path
     damaged: tuple[str, ...]
 
 
-def restore(run: Run, *, best: bool = True) -> Restored:
-    """The state of a run's best checkpoint, or its last; of those that can be read. Where the run keeps averages, with
-    those in place.
+def candidates(run: RunFolder, *, last: bool = False) -> list[Path]:
+    """The checkpoints of a run in the order in which to try them: the best first, or the last.
 
     Raises:
-      CheckpointError: if there is none, or it cannot be read.
+      CheckpointError: if there is none.
     """
-    found = checkpoint.find(run.checkpoints)[::-1]
+    found = checkpoint.find(run.checkpoints)
     if not found:
-        raise CheckpointError(f"{shown(run.folder)} has no checkpoint yet")
-    if best:
-        found = _best_first(found)
-    net = prepare.network(run.settings, len(run.classes))
-    template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
-    loaded = checkpoint.load_first(found, template)
-    return Restored(averaged(loaded.state), net, loaded.folder, tuple(loaded.damaged.values()))
+        raise CheckpointError(f"{shown(run.path)} has no checkpoint yet")
+    return found[::-1] if last else retention.best_first(found)
 
 
-def _best_first(newest_first: list[Path]) -> list[Path]:
-    """Checkpoints by validation accuracy, the earliest of several; then those that have none, the newest first. Those
-    whose manifest cannot be read come before all, since they may have been the best."""
-    about = checkpoint.manifests(newest_first)
-    judged = [path for path in reversed(newest_first) if "val" in about.get(path, {})]
-    judged.sort(key=lambda path: -float(about[path]["val"]["accuracy"]))
-    unread = [path for path in newest_first if path not in about]
-    return [*unread, *judged, *(path for path in newest_first if path in about and "val" not in about[path])]
+def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last: bool = False) -> Restored:
+    """The network of a run's best checkpoint that can be read, or of its last.
+
+    Raises:
+      CheckpointError: if there is none, or none can be read.
+    """
+    program = build(spec, custom, pretrained=False)
+    params, buffers = program.initial_tensors()
+    loaded = checkpoint.load_network_first(candidates(run, last=last), params, buffers)
+    state = TrainState(
+        step=torch.tensor(loaded.step, device=spec.device),
+        params=loaded.params,
+        buffers=loaded.buffers,
+        opt_state={},
+        key=ftrain.random.key(spec.seed, device=spec.device),
+    )
+    return Restored(program, state, loaded.folder, tuple(loaded.damaged.values()))
 
 
-def evaluate(run: Run, state: TrainState, net: prepare.Network, images: Images) -> Iterator[int | Evaluation]:
-    """Goes through the validation data of `images`: yields the number of batches done after each, and at the end the
-    evaluation."""
-    settings = run.settings
-    device = torch.device(settings.device)
-    loss = prepare.LOSSES[settings.loss]
-    forward = functools.partial(predict_step, apply=net.apply, precision=prepare.dtype(settings))
-    classes = len(run.classes)
+def evaluate(restored: Restored, images: Images) -> Iterator[int | Evaluation]:
+    """Evaluates a network on the validation images of `images`: yields the number of batches done after each, and at the
+    end the evaluation."""
+    program, state = restored.program, restored.state
+    spec, device = program.spec, program.spec.torch_device
+    classes = len(spec.classes)
     parts = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    batches = load(images, images.val_jobs(), workers=settings.workers or 0, pin_memory=device.type == "cuda")
-    for done, ((inputs, labels, weights), host) in enumerate(on_device(batches, device), start=1):
-        with kernels.chosen(settings):
-            logits = forward(state, inputs)
-        parts.append(measure(logits, labels, loss(logits, labels), weights))
-        cells = labels * classes + logits.argmax(dim=-1)
-        confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
-        left_out.extend(host.left_out.values())
-        yield done
+    with diagnosed(spec):
+        batches = load(images, images.val_jobs(), workers=spec.workers, pin_memory=device.type == "cuda")
+        for done, ((inputs, labels, weights), on_host) in enumerate(on_device(batches, device), start=1):
+            with kernels.using(spec):
+                logits = program.predict_step(state, inputs)
+            losses = program.loss(logits, labels)
+            parts.append(measure(logits, labels, losses, weights, program.custom.metrics))
+            cells = labels * classes + logits.argmax(dim=-1)
+            confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
+            skipped.extend(on_host.left_out.values())
+            yield done
     total = functools.reduce(operator.add, parts)
-    yield Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(left_out))
+    yield Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(skipped))
 
 
-def predict(
-    run: Run, state: TrainState, net: prepare.Network, paths: Sequence[str], *, top: int
-) -> Iterator[tuple[str, Ranking | DataError]]:
-    """The `top` most probable classes of each image file, with their probabilities, in the order of `paths`; for an
-    image that cannot be read, the error instead."""
-    settings = run.settings
-    assert settings.image_size and settings.eval_batch_size
-    forward = functools.partial(predict_step, apply=net.apply, precision=prepare.dtype(settings))
-    share = prepare.augmentation(settings).centre_share
-    for first in range(0, len(paths), settings.eval_batch_size):
-        group = paths[first : first + settings.eval_batch_size]
-        found = [_centre_or_error(path, settings.image_size, share) for path in group]
-        pixels = [pixels for pixels in found if not isinstance(pixels, DataError)]
-        answers: Iterator[Ranking] = iter(())
+def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[Ranking | DataError]:
+    """The `top` most probable classes of each image, in order; for an image that cannot be read, the error instead.
+
+    Args:
+      images: paths of image files, PIL images, or uint8 arrays or tensors.
+    """
+    program = restored.program
+    spec = program.spec
+    fraction = spec.augmentation.centre_share
+    for first in range(0, len(images), spec.eval_batch_size):
+        group = images[first : first + spec.eval_batch_size]
+        found = [_pixels_or_error(image, spec.image_size, fraction) for image in group]
+        pixels = [each for each in found if not isinstance(each, DataError)]
+        rankings: Iterator[Ranking] = iter(())
         if pixels:
-            with kernels.chosen(settings):
-                logits = forward(state, torch.from_numpy(np.stack(pixels)).to(settings.device))
-            values, classes = _probabilities(logits, settings).topk(min(top, len(run.classes)), dim=-1)
-            names = [[run.classes[column] for column in row] for row in classes.tolist()]
-            answers = (list(zip(*row, strict=True)) for row in zip(names, values.tolist(), strict=True))
-        for path, pixel in zip(group, found, strict=True):
-            yield path, pixel if isinstance(pixel, DataError) else next(answers)
+            with diagnosed(spec), kernels.using(spec):
+                logits = program.predict_step(restored.state, torch.from_numpy(np.stack(pixels)).to(spec.device))
+            rankings = iter(_rankings(_probabilities(logits, spec), spec.classes, top))
+        for each in found:
+            yield each if isinstance(each, DataError) else next(rankings)
 
 
-def _centre_or_error(path: str, size: int, share: float) -> npt.NDArray[np.uint8] | DataError:
+def _pixels_or_error(image: Any, size: int, fraction: float) -> npt.NDArray[np.uint8] | DataError:
     try:
-        return read_centre(path, size, share=share)
+        return read_centre(image, size, share=fraction)
     except DataError as error:
         return error
 
 
-def _probabilities(logits: Tensor, settings: Settings) -> Tensor:
-    if settings.loss == "binary-cross-entropy":
+def _rankings(probabilities: Tensor, classes: Sequence[str], top: int) -> list[Ranking]:
+    values, columns = probabilities.topk(min(top, len(classes)), dim=-1)
+    return [
+        [(classes[column], value) for column, value in zip(*row, strict=True)]
+        for row in zip(columns.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _probabilities(logits: Tensor, spec: RunSpec) -> Tensor:
+    if spec.loss == "binary-cross-entropy":
         return torch.sigmoid(logits)
-    if settings.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1
+    if spec.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1
         return logits.clamp(0.0, 1.0)
     return torch.softmax(logits, dim=-1)

@@ -1,4 +1,4 @@
-"""What a run notes about itself, and whether it may go on under other settings, over other data."""
+"""What a run records about itself, and whether it may resume with other settings, data or source."""
 
 from __future__ import annotations
 
@@ -18,108 +18,131 @@ from ftrain.data.batches import Images
 from ftrain.data.folders import Index
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
-from ftrain.run import folder as runs
+from ftrain.run import folder as run_folder
 from ftrain.run import kernels
-from ftrain.run.folder import Run
-from ftrain.run.settings import HARMLESS, PLACES, Settings, flag
+from ftrain.run.custom import Custom, check_same
+from ftrain.run.folder import RunFolder
+from ftrain.run.settings import HARMLESS, LOCATIONS, Settings
+from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
 
 def new_run(
-    settings: Settings, images: Images, folder: Path, command: Sequence[str], *, asked: Mapping[str, Any] | None = None
-) -> Run:
-    """A new run with resolved settings. `loop.fit` writes into its folder when all is ready.
+    spec: RunSpec,
+    images: Images,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    custom: Custom | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> RunFolder:
+    """A new run. Nothing is written: `fit` writes into the folder when everything is ready.
 
     Args:
+      command: the command line, or the call, that started the run.
       asked: the settings that the user gave.
 
     Raises:
-      SettingsError: if the folder is there and not empty.
+      SettingsError: if the folder exists and is not empty.
     """
-    runs.check_free(folder)
-    config = {
-        "settings": attrs.asdict(settings),
-        "asked": dict(asked or {}),
-        "command": list(command),
-        "device": describe_device(torch.device(settings.device)),
-        "kernels": kernels.report(settings, len(images.train), asked="compile" in (asked or {})),
-        "versions": _versions(),
-        "data": _data(images),
-        "classes": list(images.train.classes),
-    }
-    return Run(folder, settings, images.train.classes, config)
+    run_folder.check_free(folder)
+    return RunFolder(folder, _config(spec, images, command, custom or Custom(), dict(asked or {})))
 
 
 def resumed_run(
-    run: Run,
-    settings: Settings,
+    run: RunFolder,
+    spec: RunSpec,
     images: Images,
     command: Sequence[str],
     *,
+    custom: Custom | None = None,
     asked: Mapping[str, Any] | None = None,
     asked_in_full: bool = False,
     override: bool = False,
-) -> Run:
-    """The run with the settings to go on under.
+) -> RunFolder:
+    """The run as it resumes with a spec.
 
     Args:
       asked: the settings that the user gave.
-      asked_in_full: whether a setting that was given when the run began, and now is not, counts as changed.
-      override: whether to go on although the result changes.
+      asked_in_full: whether a setting that was given when the run started, and is not given now, counts as changed.
+      override: whether to resume although the result changes.
 
     Raises:
-      SettingsError: if a setting that the result depends on, or the data, is not what it was.
+      SettingsError: if a setting that the result depends on, the data, or the source of the caller's own network or
+        functions has changed.
     """
     asked = dict(asked or {})
-    names = [field.name for field in attrs.fields(Settings) if field.name not in HARMLESS | {"out", *PLACES}]
-    was, now = _that_matter(run.settings), _that_matter(settings)
-    changes = [f"{flag(name)} was {was[name]}, is {now[name]}" for name in names if was[name] != now[name]]
+    names = [field.name for field in attrs.fields(Settings) if field.name not in HARMLESS | {"out", *LOCATIONS}]
+    was, now = _relevant(attrs.asdict(run.settings)), _relevant(spec.recorded)
+    changes = [f"`{name}` was {was[name]}, is {now[name]}" for name in names if was[name] != now[name]]
     if asked_in_full:
         gone = [name for name in names if name in run.config["asked"] and name not in asked and was[name] == now[name]]
-        changes += [f"{flag(name)} was given as {was[name]}, and is not given" for name in gone]
+        changes += [f"`{name}` was given as {was[name]}, and is not given now" for name in gone]
+    custom_record = (custom or Custom()).record(spec.model)
+    changes += check_same(run.config.get("custom", {}), custom_record)
     for name, source in _sources(images).items():
-        noted = run.config["data"][name]
-        if source.fingerprint != noted["fingerprint"]:
-            changes.append(f"the {name} images are others than when the run began: {_changes(noted, source)}")
+        recorded = run.config["data"][name]
+        if source.fingerprint != recorded["fingerprint"]:
+            changes.append(
+                f"the {_SPLITS[name]} images have changed since the run started: {_changes(recorded, source)}"
+            )
     if changes and not override:
         raise SettingsError(
-            f"{shown(run.folder)} cannot go on, because its result would change: {'; '.join(changes)}. Give them as "
-            "they were, begin a new run, or go on all the same with --override"
+            f"{shown(run.path)} cannot resume, because its result would change: {'; '.join(changes)}. Restore them, "
+            "start a new run, or resume anyway with `override=True`"
         )
     if len(images.train.classes) != len(run.classes):
         raise SettingsError(
-            f"{shown(run.folder)} was begun with {len(run.classes)} classes, and there are {len(images.train.classes)} "
-            "now, for which its network has no outputs; begin a new run"
+            f"{shown(run.path)} was started with {len(run.classes)} classes, and there are now "
+            f"{len(images.train.classes)}, for which its network has no outputs; start a new run"
         )
-    why = run.config.get("kernels", {}).get("compile_because")
-    decided = {"compile_because": why} if why and "compile" not in asked else {}  # when the run began
-    again = {"command": list(command), "versions": _versions(), "changes": changes}
-    config = {
-        **run.config,
-        "settings": attrs.asdict(settings),
+    config = _config(spec, images, command, custom or Custom(), asked)
+    because = run.config.get("kernels", {}).get("compile_because")
+    if because and "compile" not in asked:
+        config["kernels"]["compile_because"] = because  # decided when the run started
+    this = {"command": config["command"], "versions": config["versions"], "changes": changes}
+    config |= {
         "asked": asked if asked_in_full else {**run.config["asked"], **asked},
-        "kernels": {**kernels.report(settings, len(images.train), asked="compile" in asked), **decided},
-        "data": _data(images),
-        "classes": list(images.train.classes),
-        "resumed": [*run.config.get("resumed", []), again],
+        "resumed": [*run.config.get("resumed", []), this],
     }
-    return attrs.evolve(run, settings=settings, classes=images.train.classes, config=config)
+    started = {name: run.config[name] for name in ("command", "device", "versions")}
+    return attrs.evolve(run, config={**run.config, **config, **started})
 
 
 def describe_device(device: torch.device) -> str:
-    """The device as a person would name it."""
+    """The device in words."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
-def _that_matter(settings: Settings) -> dict[str, Any]:
-    """The settings by name, with one value for those that give the same result."""
-    values = attrs.asdict(settings)
-    exact = settings.crop_scale == 1.0  # a cache then keeps just what the network sees
-    if settings.schedule == "constant":  # no step depends on how many follow
+_SPLITS = {"train": "training", "val": "validation"}
+
+
+def _config(
+    spec: RunSpec, images: Images, command: Sequence[str], custom: Custom, asked: dict[str, Any]
+) -> dict[str, Any]:
+    record = custom.record(spec.model)
+    return {
+        "settings": dict(spec.recorded),
+        "asked": asked,
+        "command": list(command),
+        "device": describe_device(spec.torch_device),
+        "kernels": kernels.report(spec),
+        "versions": _versions(),
+        "data": _data(images),
+        "classes": list(images.train.classes),
+        **({"custom": record} if record else {}),
+    }
+
+
+def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with one value for those that give the same result."""
+    values = dict(settings)
+    if values["schedule"] == "constant":  # no step depends on how many follow
         values["epochs"] = "any"
-    values["cache"] = "any" if exact else "none" if settings.cache == "none" else "disk or ram"
+    exact = values["crop_scale"] == 1.0  # the cache then holds exactly the network's input
+    values["cache"] = "any" if exact else "none" if values["cache"] == "none" else "disk or ram"
     return values
 
 

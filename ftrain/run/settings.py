@@ -1,16 +1,16 @@
-"""The settings of a training run: one table that the command line, the config file and config.json are read off.
+"""The settings of a training run as given: one table for the command line, the config file and config.json.
 
-Imports no torch, so that `ftrain --help` is quick.
+Imports no torch, so that `ftrain --help` is quick. `ftrain.run.resolve` turns settings into a `RunSpec`.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import attrs
+from attrs import validators as v
 
 from ftrain.errors import SettingsError
 
@@ -25,10 +25,12 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# What may differ between the parts of a resumed run, because the result does not depend on it.
+# Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
-# Where the images are; which they are shows in their fingerprint.
-PLACES = ("data", "dataset", "train_dir", "val_dir")
+# Settings that say where the images are. Which images they are is told by their fingerprint.
+LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
+
+Check = tuple[str, Any]  # what is expected, in words, and the attrs validator that tests it
 
 
 def flag(name: str) -> str:
@@ -37,96 +39,82 @@ def flag(name: str) -> str:
 
 
 def _setting(
-    default: Any,
-    group: str,
-    help: str,
-    check: Callable[[Any], str | None],
-    *,
-    converter: Callable[[Any], Any] | None = None,
+    default: Any, group: str, help: str, check: Check, *, converter: Callable[[Any], Any] | None = None
 ) -> Any:
-    """A field whose `check` says what was expected of a value that it refuses."""
+    """A field with its help, and a check whose failure says what was expected."""
+    expected, validator = check
+    if default is None:
+        validator = v.optional(validator)
 
-    def validate(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        optional = value is None and default is None
-        if expected := None if optional else check(value):
-            raise SettingsError(f"{flag(attribute.name)} takes {expected}; got {value!r}")
+    def validate(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        try:
+            validator(instance, attribute, value)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"`{attribute.name}` must be {expected}; got {value!r}") from error
 
     metadata = {"group": group, "help": help}
     return attrs.field(default=default, validator=validate, converter=converter, metadata=metadata)
 
 
-def _one_of(kind: Any) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        return None if value in get_args(kind) else f"one of {', '.join(get_args(kind))}"
-
-    return check
-
-
-def _number(low: float, *, above: bool = False, below: float | None = None) -> Callable[[Any], str | None]:
-    bounds = f"a number {'>' if above else '>='} {low:g}" + (f" and < {below:g}" if below is not None else "")
-
-    def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return bounds
-        fits = (value > low if above else value >= low) and (
-            value < below if below is not None else value < float("inf")
-        )
-        return None if fits else bounds
-
-    return check
-
-
-def _whole(low: int, high: int | None = None) -> Callable[[Any], str | None]:
-    bounds = f"a whole number >= {low}" + (f" and <= {high}" if high is not None else "")
-
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= (high or value)
-        return None if fits else bounds
-
-    return check
+_NOT_A_BOOL = v.not_(v.instance_of(bool), exc_types=(TypeError,))
+_TEXT = ("a non-empty string", v.and_(v.instance_of(str), v.min_len(1)))
+_TRUE_OR_FALSE = ("true or false", v.instance_of(bool))
+_PROBABILITY = ("a number >= 0 and <= 1", v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.ge(0), v.le(1)))
+_FRACTION = ("a number > 0 and <= 1", v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.gt(0), v.le(1)))
+_DEVICE = (
+    "auto, cpu, cuda, cuda:N or mps",
+    v.and_(v.instance_of(str), v.matches_re("auto|cpu|cuda(:[0-9]+)?|mps")),
+)
+_INTERVAL = (
+    "a number of steps such as 500, or of minutes such as 10m",
+    v.and_(v.instance_of(str), v.matches_re("[1-9][0-9]*m?")),
+)
+_JITTER = (
+    "four numbers >= 0, the last (hue) <= 0.5, such as 0.4,0.4,0.4,0.1",
+    v.and_(
+        v.deep_iterable(
+            v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.ge(0), v.lt(float("inf"))), v.instance_of(tuple)
+        ),
+        v.min_len(4),
+        v.max_len(4),
+        lambda instance, attribute, value: v.le(0.5)(instance, attribute, value[3]),
+    ),
+)
 
 
-def _pace(value: Any) -> str | None:
-    fits = isinstance(value, str) and re.fullmatch("[1-9][0-9]*m?", value)
-    return None if fits else "a number of steps such as 500, or of minutes such as 10m"
+def _one_of(kind: Any) -> Check:
+    return f"one of {', '.join(get_args(kind))}", v.in_(get_args(kind))
 
 
-def _whole_as_text(value: Any) -> Any:
+def _number(low: float, *, above: bool = False, below: float = float("inf")) -> Check:
+    """A number >= low, or > low with `above`, and < below."""
+    expected = f"a number {'>' if above else '>='} {low:g}" + (f" and < {below:g}" if below < float("inf") else "")
+    bounds = v.gt(low) if above else v.ge(low)
+    return expected, v.and_(v.instance_of((int, float)), _NOT_A_BOOL, bounds, v.lt(below))
+
+
+def _integer(low: int, high: int | None = None) -> Check:
+    """An integer >= low and <= high."""
+    expected = f"an integer >= {low}" + (f" and <= {high}" if high is not None else "")
+    bounds = [v.ge(low)] + ([v.le(high)] if high is not None else [])
+    return expected, v.and_(v.instance_of(int), _NOT_A_BOOL, *bounds)
+
+
+def _per_channel(low: float, *, above: bool) -> Check:
+    expected, number = _number(low, above=above)
+    return (
+        f"three numbers {expected.removeprefix('a number ')} and <= 1, one per channel, such as 0.5,0.5,0.5",
+        v.and_(v.deep_iterable(v.and_(number, v.le(1)), v.instance_of(tuple)), v.min_len(3), v.max_len(3)),
+    )
+
+
+def _integer_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "a text"
-
-
-def _yes_or_no(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def _three(low: float, *, above: bool) -> Callable[[Any], str | None]:
-    number = _number(low, above=above)
-    bounds = f"three numbers {'>' if above else '>='} {low:g} and <= 1, one per channel, such as 0.5,0.5,0.5"
-
-    def check(value: Any) -> str | None:
-        fits = isinstance(value, tuple) and len(value) == 3 and not any(number(v) or v > 1.0 for v in value)
-        return None if fits else bounds
-
-    return check
-
-
-def _jitter(value: Any) -> str | None:
-    number = _number(0.0)
-    fits = isinstance(value, tuple) and len(value) == 4 and not any(number(v) for v in value) and value[3] <= 0.5
-    return None if fits else "four numbers >= 0, the last (hue) <= 0.5, such as 0.4,0.4,0.4,0.1"
-
-
-def _probability(value: Any) -> str | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return None if fits else "a number >= 0 and <= 1"
-
-
 def _numbers(value: Any) -> Any:
-    """Numbers from a list, or from a text such as "0.5,0.5,0.5"; anything else as it is, for the check to refuse."""
+    """Numbers from a sequence, or from a string such as "0.5,0.5,0.5"; anything else unchanged, for the check to
+    refuse."""
     parts = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(part if isinstance(part, bool) else float(part) for part in parts)
@@ -134,268 +122,274 @@ def _numbers(value: Any) -> Any:
         return value
 
 
-def _share(value: Any) -> str | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
-    return None if fits else "a number > 0 and <= 1"
-
-
-def _device(value: Any) -> str | None:
-    fits = isinstance(value, str) and re.fullmatch("auto|cpu|cuda(:[0-9]+)?|mps", value)
-    return None if fits else "auto, cpu, cuda, cuda:N or mps"
-
-
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What a run is asked to do. None means: decided from the data, the model or the device, and written down.
+    """What a run is asked to do. None means that `resolve` decides from the data, the model or the device.
 
     Raises:
-      SettingsError: for a value out of range.
+      SettingsError: if a value is out of range.
     """
 
     model: str = _setting(
-        "resnet34", "Model", "Any classification model of torchvision; `ftrain models` lists them.", _text
+        "resnet34",
+        "Model",
+        "A classification model of torchvision (`ftrain models` lists them), or FILE.py:FUNCTION, a function that "
+        "takes num_classes and returns a torch.nn.Module.",
+        _TEXT,
     )
     weights: str | None = _setting(
         None,
         "Model",
-        "What to start from: a torchvision weights name (IMAGENET1K_V1, DEFAULT; downloaded), or a local "
-        ".safetensors or .pth file. Random if not given.",
-        _text,
+        "Pretrained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT; downloaded) or a local "
+        ".safetensors or .pth file. Random initialisation by default.",
+        _TEXT,
     )
     data: str | None = _setting(
         None,
         "Data",
-        "Folder that holds train/ and val/, each with a folder per class. If no folder is given: ./data if it "
-        "has both, else a sample of Fashion-MNIST.",
-        _text,
+        "Folder that contains train/ and val/, each with one folder per class. Default: ./data if it contains both, "
+        "otherwise a sample of Fashion-MNIST.",
+        _TEXT,
     )
     dataset: str | None = _setting(
         None,
         "Data",
-        "A data set of torchvision instead of folders: cifar10, fashion-mnist, food101 ...; downloaded to --data, or "
-        "to the user's cache folder, unless it is there.",
-        _text,
+        "One of torchvision's data sets instead of folders: cifar10, fashion-mnist, food101 ...; downloaded to --data, "
+        "by default the user's cache folder, if it is not there yet.",
+        _TEXT,
     )
-    train_dir: str | None = _setting(None, "Data", "Folder of training images, one folder per class.", _text)
-    val_dir: str | None = _setting(None, "Data", "Folder of validation images, one folder per class.", _text)
+    train_dir: str | None = _setting(None, "Data", "Folder of training images, with one folder per class.", _TEXT)
+    val_dir: str | None = _setting(None, "Data", "Folder of validation images, with one folder per class.", _TEXT)
     image_size: int | None = _setting(
         None,
         "Data",
-        "Side of the square images that the network sees, in pixels. By default from the images: a multiple of "
-        "32, at most 224.",
-        _whole(1, 4096),
+        "Side of the network's square input images, in pixels. Default: follows the images, a multiple of 32, at most "
+        "224.",
+        _integer(1, 4096),
     )
     crop_scale: float | None = _setting(
         None,
         "Data",
-        "Smallest share of an image's area that a random training crop shows; 1 for no crops. By default 0.35, or 1 "
-        "where images are no larger than what the network sees.",
-        _share,
+        "Smallest fraction of an image's area that a random training crop covers; 1 for no cropping. Default: 0.35, or "
+        "1 if the images are no larger than --image-size.",
+        _FRACTION,
     )
     crop_ratio: float = _setting(
         4.0 / 3.0,
         "Data",
-        "Widest ratio of a crop's width to its height; its inverse is the narrowest.",
+        "Largest aspect ratio (width / height) of a random crop; the smallest is its inverse.",
         _number(1.0),
     )
-    flip: bool = _setting(True, "Data", "Mirror half of the training images left to right.", _yes_or_no)
+    flip: bool = _setting(True, "Data", "Flip half of the training images horizontally.", _TRUE_OR_FALSE)
     auto_augment: PolicyName = _setting(
         "none",
         "Data",
-        "What else is done to training images: rand-augment, trivial-augment or none.",
+        "Automatic augmentation of training images: rand-augment, trivial-augment or none.",
         _one_of(PolicyName),
     )
     color_jitter: tuple[float, float, float, float] = _setting(
         (0.0, 0.0, 0.0, 0.0),
         "Data",
-        "How far brightness, contrast, saturation and hue of training images vary, such as 0.4,0.4,0.4,0.1.",
-        _jitter,
+        "Random changes in brightness, contrast, saturation and hue of training images, such as 0.4,0.4,0.4,0.1.",
+        _JITTER,
         converter=_numbers,
     )
     random_erasing: float = _setting(
-        0.0, "Data", "Probability that a rectangle of a training image is hidden.", _probability
+        0.0, "Data", "Probability of erasing a random rectangle of a training image.", _PROBABILITY
     )
     mixup: float = _setting(
         0.0,
         "Data",
-        "Alpha of mixup, which blends pairs of training images, 0.2 for example; 0 for none. With --cutmix one of the "
-        "two is chosen for each batch.",
+        "Alpha of mixup, which blends pairs of training images, such as 0.2; 0 for none. With --cutmix, one of the two "
+        "is chosen at random for each batch.",
         _number(0.0),
     )
     cutmix: float = _setting(
         0.0,
         "Data",
-        "Alpha of cutmix, which pastes a part of another training image, 1 for example; 0 for none.",
+        "Alpha of cutmix, which pastes a rectangle of another training image, such as 1; 0 for none.",
         _number(0.0),
     )
     mean: tuple[float, ...] = _setting(
         IMAGENET_MEAN,
         "Data",
-        "Mean of red, green and blue, in [0, 1], taken off the images.",
-        _three(0.0, above=False),
+        "Mean of red, green and blue, in [0, 1], subtracted from the images.",
+        _per_channel(0.0, above=False),
         converter=_numbers,
     )
     std: tuple[float, ...] = _setting(
         IMAGENET_STD,
         "Data",
-        "Standard deviation of red, green and blue that the images are divided by.",
-        _three(0.0, above=True),
+        "Standard deviation of red, green and blue by which the images are divided.",
+        _per_channel(0.0, above=True),
         converter=_numbers,
     )
     cache: CacheKind = _setting(
         "auto",
         "Data",
-        "Where decoded images are kept, from before the first epoch: ram, disk or none. auto takes the first of them "
-        "that has room. Crops are then scaled from images of a reduced size.",
+        "Where decoded images are cached before the first epoch: ram, disk or none. auto uses the first with enough "
+        "room. Random crops are then taken from cached images of reduced size.",
         _one_of(CacheKind),
     )
     on_bad_image: OnBadImage = _setting(
         "stop",
         "Data",
-        "What to do with an image that cannot be read: stop, or skip to leave it out.",
+        "What to do with an image that cannot be read: stop, or skip it.",
         _one_of(OnBadImage),
     )
     bad_image_cap: float = _setting(
-        0.01, "Data", "Share of the images that may be left out before a run stops all the same.", _share
+        0.01, "Data", "Fraction of the images that may be skipped before a run stops after all.", _FRACTION
     )
-    epochs: int = _setting(10, "Training", "Times to go through the training data.", _whole(1))
+    epochs: int = _setting(10, "Training", "Passes over the training data.", _integer(1))
     batch_size: int | None = _setting(
         None,
         "Training",
-        "Examples in a training step. By default 64; 32 for fewer than 5,000 training images, which need the steps.",
-        _whole(1),
+        "Examples per training step. Default: 64, or 32 for fewer than 5,000 training images, which need more steps.",
+        _integer(1),
     )
     eval_batch_size: int | None = _setting(
-        None, "Training", "Examples in an evaluation step. By default as --batch-size.", _whole(1)
+        None, "Training", "Examples per evaluation step. Default: --batch-size.", _integer(1)
     )
     accumulate: int = _setting(
         1,
         "Training",
-        "Equal parts into which a batch is split, one after the other on the device, for less memory. The update is "
-        "that of the whole batch, but for BatchNorm, which sees the parts.",
-        _whole(1),
+        "Split each batch into this many equal parts and accumulate their gradients, to save memory. The update is "
+        "that of the whole batch, except that BatchNorm normalises over each part.",
+        _integer(1),
     )
     optimizer: OptimizerName = _setting("adamw", "Training", "adamw, adam, sgd or adagrad.", _one_of(OptimizerName))
     lr: float | None = _setting(
         None,
         "Training",
-        "Peak learning rate. By default 0.001; for sgd 0.05, for adagrad 0.01.",
+        "Peak learning rate. Default: 0.001; 0.05 for sgd, 0.01 for adagrad.",
         _number(0.0, above=True),
     )
     weight_decay: float | None = _setting(
         None,
         "Training",
-        "Weight decay, of weights but not of norms and biases. By default 0.05 for adamw, 0.0001 for sgd, else 0.",
+        "Weight decay, applied to weights but not to norms and biases. Default: 0.05 for adamw, 0.0001 for sgd, else 0.",
         _number(0.0),
     )
-    momentum: float = _setting(
-        0.9, "Training", "Momentum of sgd, in Nesterov's form; 0 for none.", _number(0.0, below=1.0)
-    )
+    momentum: float = _setting(0.9, "Training", "Nesterov momentum of sgd; 0 for none.", _number(0.0, below=1.0))
     schedule: ScheduleName = _setting(
         "cosine",
         "Training",
-        "How the learning rate falls: cosine, linear, step (x 0.1 each third), constant.",
+        "Learning-rate schedule: cosine, linear, step (x 0.1 after each third) or constant.",
         _one_of(ScheduleName),
     )
     warmup_epochs: float | None = _setting(
         None,
         "Training",
-        "Epochs in which the learning rate rises from 0, before it falls by the schedule cosine or linear. By default "
-        "1, or a tenth of --epochs if that is less.",
+        "Epochs of linear warm-up from 0 before a cosine or linear schedule. Default: 1, or a tenth of --epochs if "
+        "that is less.",
         _number(0.0),
     )
     loss: LossName = _setting(
         "cross-entropy", "Training", "cross-entropy, binary-cross-entropy or mean-squared-error.", _one_of(LossName)
     )
     label_smoothing: float = _setting(
-        0.1, "Training", "Share of the target spread over all classes (cross-entropy only).", _number(0.0, below=1.0)
+        0.1,
+        "Training",
+        "Fraction of the target spread evenly over all classes (cross-entropy only).",
+        _number(0.0, below=1.0),
     )
     clip_norm: float | None = _setting(
-        None, "Training", "Largest L2 norm of the gradients; larger ones are scaled down.", _number(0.0, above=True)
+        None,
+        "Training",
+        "Clip the global L2 norm of the gradients to this value. Default: no clipping.",
+        _number(0.0, above=True),
     )
     ema_decay: float | None = _setting(
         None,
         "Training",
-        "Decay of an exponential moving average of the network over the steps, 0.999 for example, which is then what "
-        "validation, evaluate, predict and export take. None is kept if not given.",
+        "Decay of an exponential moving average (EMA) of the weights, such as 0.999, which validation, evaluate, "
+        "predict and export then use. Default: no average.",
         _number(0.0, below=1.0),
     )
-    seed: int = _setting(0, "Run", "What every random number follows from.", _whole(0, 2**64 - 1))
-    device: str = _setting("auto", "Run", "auto, cpu, cuda, cuda:N or mps.", _device)
+    seed: int = _setting(0, "Run", "Seed of every random number.", _integer(0, 2**64 - 1))
+    device: str = _setting("auto", "Run", "auto, cpu, cuda, cuda:N or mps.", _DEVICE)
     workers: int | None = _setting(
         None,
         "Run",
-        "Processes that read images; 0 for none. Does not change the result. By default from the cores.",
-        _whole(0),
+        "Processes that load images; 0 loads in the main process. Does not change the result. Default: by number of "
+        "cores.",
+        _integer(0),
     )
     precision: Precision = _setting(
-        "auto", "Run", "float32, or bfloat16 for autocast; auto is bfloat16 on a GPU that has it.", _one_of(Precision)
+        "auto",
+        "Run",
+        "float32, or bfloat16 for autocast; auto uses bfloat16 on GPUs that support it.",
+        _one_of(Precision),
     )
     memory_format: MemoryFormat = _setting(
         "auto",
         "Run",
-        "How images and activations lie in memory: contiguous or channels_last. auto takes channels_last for "
-        "convolutions on a GPU, and for networks of mostly 1 x 1 convolutions on a CPU.",
+        "Memory layout of images and activations: contiguous or channels_last. auto uses channels_last for "
+        "convolutional networks on a GPU, and for networks of mostly 1 x 1 convolutions on a CPU.",
         _one_of(MemoryFormat),
     )
     compile: bool | None = _setting(
         None,
         "Run",
-        "Compile the training step into one graph. By default in runs of 500 steps or more on CUDA, and on a CPU where "
-        "it pays within the run.",
-        _yes_or_no,
+        "Compile the training step into one graph. Default: in runs of at least 500 steps on CUDA, and on a CPU if it "
+        "pays off within the run.",
+        _TRUE_OR_FALSE,
     )
     deterministic: bool = _setting(
         False,
         "Run",
-        "Only kernels that give the same bits every time. A CPU's do in any case; a GPU's are slower for it.",
-        _yes_or_no,
+        "Use only deterministic kernels. On a CPU they always are; on a GPU they are slower.",
+        _TRUE_OR_FALSE,
     )
     save_station: int | None = _setting(
         None,
         "Run",
-        "Epoch, counted from 1, from which on every epoch's checkpoint is kept. The last and the best are always kept.",
-        _whole(1),
+        "First epoch, counted from 1, from which every epoch's checkpoint is kept. The last and the best are always "
+        "kept.",
+        _integer(1),
     )
     keep_last: int = _setting(
-        2, "Run", "How many of the last checkpoints are kept; of two, one is there if the other is damaged.", _whole(1)
+        2,
+        "Run",
+        "Number of most recent checkpoints to keep; with two, one remains if the other is damaged.",
+        _integer(1),
     )
     checkpoint_every: str | None = _setting(
         None,
         "Run",
-        "How often to keep the state within an epoch: 500 for every 500 steps, 10m for every 10 minutes. It is always "
-        "kept at the end of an epoch.",
-        _pace,
-        converter=_whole_as_text,
+        "How often to save a checkpoint within an epoch: 500 for every 500 steps, 10m for every 10 minutes. One is "
+        "always saved at the end of an epoch.",
+        _INTERVAL,
+        converter=_integer_as_text,
     )
-    log_every: int = _setting(10, "Run", "Training steps between two lines of metrics.jsonl.", _whole(1))
-    out: str | None = _setting(None, "Run", "Folder of the run. By default runs/<model>/<date-time>.", _text)
+    log_every: int = _setting(10, "Run", "Training steps per line of metrics.jsonl.", _integer(1))
+    out: str | None = _setting(None, "Run", "Folder of the run. Default: runs/<model>/<date-time>.", _TEXT)
 
 
 def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """Settings by name, with `-` or `_` in the names, as keyword arguments of `Settings`.
 
     Args:
-      source: where the values are from, for messages.
+      source: where the values come from, for messages.
 
     Raises:
-      SettingsError: for a name that is no setting, with the nearest one.
+      SettingsError: if a name is not a setting; the message suggests the nearest one.
     """
     known = [field.name for field in attrs.fields(Settings)]
     for name in values:
         if name.replace("-", "_") not in known:
             near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
             hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
-            raise SettingsError(f"{source}: no setting is called {name!r}{hint}")
+            raise SettingsError(f"{source}: there is no setting {name!r}{hint}")
     twice = [name for name in values if "-" in name and name.replace("-", "_") in values]
     if twice:
-        raise SettingsError(f"{source}: {twice[0]!r} is given twice, with - and with _")
+        raise SettingsError(f"{source}: {twice[0]!r} is given twice, with - and with _; remove one of them")
     return {name.replace("-", "_"): value for name, value in values.items()}
 
 
-def layered(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `below` with those of `above` in their place. Where the images are is said in one of two ways,
-    `train_dir` and `val_dir` or `data` and `dataset`, of which one replaces the other."""
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `below`, overridden by those of `above`. The images are located either by `train_dir` and `val_dir`
+    or by `data` and `dataset`; giving one pair removes the other."""
     one, other = {"train_dir", "val_dir"}, {"data", "dataset"}
     hidden = (other if one & above.keys() else set()) | (one if other & above.keys() else set())
     return {**{name: value for name, value in below.items() if name not in hidden}, **above}

@@ -1,0 +1,139 @@
+"""What happens in a run, as values: `ftrain.events` yields them, and everything that shows or records a run reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from ftrain.data.cache import Caching
+from ftrain.models import WeightsReport
+from ftrain.run.spec import RunSpec
+
+
+@attrs.frozen
+class Opened:
+    """The settings are resolved and the run's folder is locked. From here on a stop saves what was done."""
+
+    folder: Path
+    spec: RunSpec
+
+
+@attrs.frozen
+class Started:
+    """Training starts, or resumes at `step`.
+
+    Attributes:
+      val_examples: images to validate on.
+      parameters: numbers that are trained.
+      step: training steps done before.
+      weights: what was loaded of pretrained weights, if the run starts from any.
+    """
+
+    spec: RunSpec
+    val_examples: int
+    parameters: int
+    step: int
+    weights: WeightsReport | None
+
+
+@attrs.frozen
+class Compiling:
+    """The first call of a step compiles it."""
+
+    what: Literal["training", "evaluation"]
+
+
+@attrs.frozen
+class Compiled:
+    """A step was compiled. It takes a few seconds if the compiler's cache has it, minutes if not."""
+
+    what: Literal["training", "evaluation"]
+    seconds: float
+
+
+@attrs.frozen
+class StepTaken:
+    """A training step was queued on the device. It may not have finished."""
+
+    step: int
+    epoch: int
+
+
+@attrs.frozen
+class Logged:
+    """A line of metrics.jsonl: means over the training steps since the line before."""
+
+    line: dict[str, Any]
+
+
+@attrs.frozen
+class ImageSkipped:
+    """A bad image was skipped, for the first time in this run."""
+
+    cause: str
+
+
+@attrs.frozen
+class Damaged:
+    """A damaged file was found in the run's folder; the run resumes without it."""
+
+    cause: str
+
+
+@attrs.frozen
+class Saving:
+    """The state was copied and is being written in the background."""
+
+    checkpoint: Path
+
+
+@attrs.frozen
+class Evaluating:
+    """Evaluation on the validation images starts."""
+
+    epoch: int
+
+
+@attrs.frozen
+class EpochEnded:
+    """An epoch ended: its line is in metrics.jsonl, and its checkpoint is being written.
+
+    Attributes:
+      train, val: metrics of the epoch, as in metrics.jsonl.
+      skipped: bad images skipped in the run so far.
+      best_epoch: the epoch with the highest validation accuracy so far, the first of several.
+    """
+
+    epoch: int
+    train: dict[str, float]
+    val: dict[str, float]
+    skipped: int
+    checkpoint: Path
+    best_epoch: int
+    best_accuracy: float
+
+
+@attrs.frozen
+class Stopped:
+    """The run stopped before its end, on request. Its last checkpoint holds everything up to `step`."""
+
+    step: int
+
+
+Event = (
+    Opened
+    | Caching
+    | Started
+    | Compiling
+    | Compiled
+    | StepTaken
+    | Logged
+    | ImageSkipped
+    | Damaged
+    | Saving
+    | Evaluating
+    | EpochEnded
+    | Stopped
+)

@@ -1,0 +1,218 @@
+"""Training as a generator of events: the one place that composes the parts of a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import TypeVar
+
+import attrs
+
+from ftrain.data.batches import Images, Job, load, on_device
+from ftrain.data.cache import Caching, keep
+from ftrain.disk import checkpoint
+from ftrain.disk.checkpoint import Loaded
+from ftrain.disk.saver import Saver
+from ftrain.errors import CheckpointError
+from ftrain.run import folder as run_folder
+from ftrain.run import kernels, retention
+from ftrain.run.build import Program, build, check_batch
+from ftrain.run.custom import Custom
+from ftrain.run.diagnose import diagnosed
+from ftrain.run.events import Damaged, Evaluating, Event, Started, Stopped
+from ftrain.run.folder import RunFolder
+from ftrain.run.log import Log
+from ftrain.run.session import Session
+from ftrain.run.skipped import SkippedImages
+from ftrain.run.spec import RunSpec
+from ftrain.state import TrainState, averaged, keeping_averages
+from ftrain.text import shown
+
+E = TypeVar("E")
+T = TypeVar("T")
+
+
+def fit(
+    run: RunFolder,
+    spec: RunSpec,
+    images: Images,
+    custom: Custom | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Trains a run from where it stands to its end.
+
+    Every epoch ends with an evaluation on the validation images, a line in metrics.jsonl and a checkpoint. The last
+    checkpoints, the best by validation accuracy, and those of the epochs from `save_station` on are kept.
+
+    Args:
+      run: whose folder the caller has locked (`ftrain.run.folder.lock`).
+      stop: asked between steps; when it returns True, the state is saved and the run stops.
+
+    Raises:
+      TrainingError: if the loss is no longer finite, or memory runs out.
+      DataError: if an image cannot be read, or too many of them.
+      CheckpointError: if there are checkpoints and none of them can be read.
+      WorkerError: if a process that loads images is killed.
+      OSError: if the run's folder cannot be written; the checkpoints before are intact.
+    """
+    with diagnosed(spec), kernels.using(spec), Saver() as saver:
+        program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
+        check_batch(program)
+        position = yield from _find_position(run, program, images)
+        if position.step < spec.total_steps:
+            cached = yield from _until(stop, with_caches(images, spec))
+            if cached is None:
+                yield Stopped(position.step)
+                return
+            images = cached
+            yield from position.skipped.add_cached(images)
+        session = yield from _start(run, program, images, saver, position)
+        jobs = functools.partial(_jobs, images, spec, session.step, evaluated=position.evaluated)
+        loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
+        batches = on_device(loading, spec.torch_device)
+        session.restart_clock()
+        with closing(loading):  # ends the workers immediately, however the run ends
+            for job in jobs():
+                if stop():
+                    yield from session.stop()
+                    return
+                batch, on_host = next(batches)
+                yield from session.skipped.add(job.split, on_host.left_out)
+                if job.split == "train":
+                    yield from session.train(batch)
+                else:
+                    yield from session.evaluate(batch, last=job.number == images.eval_batches - 1)
+
+
+@attrs.frozen(eq=False)
+class Position:
+    """Where a run stands before it starts or resumes.
+
+    Attributes:
+      evaluated: whether the epoch that ends at this step, if one does, has been evaluated.
+      metrics_seal: size and SHA-256 of metrics.jsonl when the checkpoint was written; None for a new run.
+    """
+
+    state: TrainState
+    step: int
+    log: Log
+    skipped: SkippedImages
+    evaluated: bool
+    metrics_seal: tuple[int, str] | None
+
+
+def _find_position(run: RunFolder, program: Program, images: Images) -> Generator[Event, None, Position]:
+    """The state before the first step, or that of the last intact checkpoint; damaged ones are quarantined."""
+    spec = program.spec
+    state = program.init()
+    log = Log(spec.log_every, spec.steps_per_epoch)
+    skipped = SkippedImages(images, spec.bad_image_cap)
+    found = checkpoint.find(run.checkpoints)
+    if not found:
+        run_folder.check_not_lost(run)
+        return Position(state, 0, log, skipped, True, None)
+    loaded = checkpoint.load_first(found[::-1], state)
+    state = keeping_averages(loaded.state, spec.ema_decay > 0.0)
+    evaluated, seal = _restore(loaded, log, skipped, spec)
+    for path, cause in loaded.damaged.items():
+        yield Damaged(f"{cause}; it has been renamed to {checkpoint.set_aside(path).name}")
+    return Position(state, int(state.step), log, skipped, evaluated, seal)
+
+
+def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) -> tuple[bool, tuple[int, str]]:
+    """Restores what a manifest records beside the state; returns whether the epoch that ends at its step, if one does, has
+    been evaluated, and the seal of metrics.jsonl.
+
+    Raises:
+      CheckpointError: if the manifest lacks something.
+    """
+    try:
+        manifest = loaded.manifest
+        skipped.restore(manifest["left_out"])
+        if sums := manifest["log"]:
+            log.restore(sums, spec.torch_device)
+        # After a change of batch size the step may lie in the middle of an epoch.
+        evaluated = not (manifest["to_evaluate"] and manifest["step"] % spec.steps_per_epoch == 0)
+        return evaluated, (int(manifest["metrics"]["bytes"]), str(manifest["metrics"]["sha256"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = shown(loaded.folder / checkpoint.MANIFEST)
+        raise CheckpointError(f"{where} lacks what a run needs to resume: {shown(str(error))}") from error
+
+
+def _start(
+    run: RunFolder, program: Program, images: Images, saver: Saver, position: Position
+) -> Generator[Event, None, Session]:
+    """Writes the run's files, now that all is known to be well, and announces the run."""
+    spec = program.spec
+    run_folder.write(run)
+    if program.weights:
+        run_folder.write_weights_report(run, program.weights)
+    if damage := run_folder.rewind_metrics(run, position.metrics_seal, position.step):
+        yield Damaged(damage)
+    best = retention.best_epoch(run_folder.read_metrics(run)[0])
+    session = Session(
+        run,
+        program,
+        images,
+        saver,
+        position.state,
+        position.step,
+        position.log,
+        position.skipped,
+        best=(best["epoch"], best["val"]["accuracy"]) if best else None,
+    )
+    yield Started(
+        spec=spec,
+        val_examples=len(images.val),
+        parameters=sum(param.numel() for param in position.state.params.values()),
+        step=position.step,
+        weights=program.weights,
+    )
+    if not position.evaluated:
+        yield Evaluating(session.epoch)
+    return session
+
+
+def try_once(spec: RunSpec, images: Images, custom: Custom | None = None) -> dict[str, float]:
+    """Takes one training step and evaluates one batch, without keeping anything. Returns the metrics of the step."""
+    with diagnosed(spec), kernels.using(spec):
+        program = build(spec, custom)
+        check_batch(program)
+        jobs = [images.train_jobs(0)[0], images.val_jobs()[0]]
+        batches = on_device(load(images, jobs), spec.torch_device)
+        state, metrics = program.train_step(program.init(), next(batches)[0])
+        program.eval_step(averaged(state), next(batches)[0]).compute()
+        values: dict[str, float] = metrics.compute()
+    return values
+
+
+def with_caches(images: Images, spec: RunSpec) -> Generator[Caching, None, Images]:
+    """The images with caches of the kind that the spec names, which are built if they do not exist."""
+    if spec.cache == "none":
+        return images
+    train = yield from keep(images.train, images.train_form, spec.cache, workers=spec.workers)
+    val = yield from keep(images.val, images.val_form, spec.cache, workers=spec.workers)
+    return attrs.evolve(images, train_store=train, val_store=val)
+
+
+def _jobs(images: Images, spec: RunSpec, step: int, *, evaluated: bool) -> Iterator[Job]:
+    """The batches of a run from a step on: those of the training steps of an epoch, then the validation images."""
+    done = step // spec.steps_per_epoch - (0 if evaluated else 1)  # epochs that are over, with their evaluation
+    for epoch in range(done, spec.epochs):
+        yield from images.train_jobs(epoch, skip=max(0, step - epoch * spec.steps_per_epoch))
+        yield from images.val_jobs()
+
+
+def _until(stop: Callable[[], bool], events: Generator[E, None, T]) -> Generator[E, None, T | None]:
+    """The events and their result; None if `stop` returned True before they ended."""
+    while not stop():
+        try:
+            event = next(events)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield event
+    events.close()
+    return None

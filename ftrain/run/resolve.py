@@ -1,0 +1,311 @@
+"""From settings as given to a run spec: what they leave open is decided by the data, the model and the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, ParamSpec, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import torch
+
+from ftrain import models
+from ftrain.data import cache
+from ftrain.data.batches import Images
+from ftrain.data.decode import oriented_size
+from ftrain.data.folders import Index, scan
+from ftrain.data.sample import sample_folder
+from ftrain.data.source import Source
+from ftrain.data.sources import by_name
+from ftrain.errors import DataError, SettingsError
+from ftrain.run import kernels
+from ftrain.run.custom import Custom, check_functions
+from ftrain.run.settings import Settings
+from ftrain.run.spec import RunSpec
+from ftrain.text import shown
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+MAX_DEFAULT_SIZE = 224  # pixels
+MAX_DEFAULT_DISK_CACHE = 64e9  # bytes that are used without being asked for
+DEFAULT_CROP_SCALE = 0.35
+HEADERS = 256  # images whose headers are read before anything else
+FEW_IMAGES = 5_000
+WITH_WARMUP = ("cosine", "linear")
+DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
+DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
+
+
+def resolve(
+    settings: Settings, custom: Custom | None = None, sources: tuple[Source, Source] | None = None
+) -> tuple[RunSpec, Images]:
+    """Decides what the settings leave open.
+
+    Args:
+      custom: the caller's own network, loss, metrics and augmentation.
+      sources: training and validation images, in place of those that the settings locate.
+
+    Returns:
+      The spec of the run, and its images as batches.
+
+    Raises:
+      SettingsError: if settings conflict with each other, with the model or with this machine.
+      DataError: if the images cannot be used for training.
+    """
+    custom = custom or Custom()
+    check_functions(custom)
+    catalogued = custom.module is None and not models.is_own(settings.model)
+    model = as_usage(models.canonical, settings.model) if catalogued else settings.model
+    device = resolve_device(settings.device)
+    notes: list[str] = []
+    if sources is None:
+        settings, notes = _located(settings)
+        sources = open_sources(settings)
+    train, val = sources
+    batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
+    if batch_size > len(train):
+        raise SettingsError(
+            f"`batch_size` is {batch_size}, but {shown(train.title)} has only {len(train)} images; use a batch size of "
+            f"at most {len(train)}"
+        )
+    if batch_size % settings.accumulate:
+        raise SettingsError(
+            f"`accumulate` must divide the batch into equal parts; got {settings.accumulate} for a batch of {batch_size}"
+        )
+    sizes = _check_some_images(train, settings)
+    _check_some_images(val, settings)
+    short_side = int(np.median(sizes.min(axis=1)))
+    image_size = settings.image_size or _default_size(model if catalogued else None, short_side)
+    if catalogued:
+        as_usage(models.check_size, model, image_size)
+    if batch_size < 8 and image_size <= 32:
+        notes.append(
+            f"a batch of {batch_size} images of {image_size} px gives BatchNorm few values to normalise over, and "
+            "training may diverge; 16 or more is usual"
+        )
+    warmup_epochs = _or(settings.warmup_epochs, min(1.0, settings.epochs / 10))
+    if warmup_epochs >= settings.epochs and settings.schedule in WITH_WARMUP:
+        raise SettingsError(
+            f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {settings.epochs} epochs"
+        )
+    notes.extend(_unused(settings))
+    if settings.deterministic:
+        notes.append(kernels.cost_of_determinism(device))
+    convolutions = _convolutions(model, custom, len(train.classes), settings.seed)
+    large_images = short_side > 1.15 * image_size
+    settings = attrs.evolve(
+        settings,
+        model=model,
+        weights=_absolute_if_file(settings.weights),
+        image_size=image_size,
+        crop_scale=settings.crop_scale or (DEFAULT_CROP_SCALE if large_images else 1.0),
+        batch_size=batch_size,
+        eval_batch_size=settings.eval_batch_size or batch_size,
+        lr=settings.lr or DEFAULT_LR[settings.optimizer],
+        warmup_epochs=warmup_epochs,
+        weight_decay=_or(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer]),
+        device=str(device),
+        workers=_or(settings.workers, _default_workers()),
+        precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,
+        memory_format=(
+            kernels.memory_format(convolutions, device) if settings.memory_format == "auto" else settings.memory_format
+        ),
+    )
+    because = "it was asked for"
+    if settings.compile is None:
+        compile, because = kernels.pays_to_compile(
+            convolutions,
+            device,
+            steps=settings.epochs * (len(train) // batch_size),
+            pixels=settings.epochs * len(train) * image_size**2,
+        )
+        settings = attrs.evolve(settings, compile=compile)
+        notes.append(f"the training step is {because}")
+    spec = RunSpec.of(
+        settings,
+        classes=tuple(train.classes),
+        train_examples=len(train),
+        compile_because=because,
+        notes=tuple(notes),
+    )
+    images = spec.images(train, val)
+    if settings.cache == "auto":
+        kind = _cache_with_room(images, sizes)
+        spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
+    return spec, images
+
+
+def open_sources(settings: Settings) -> tuple[Source, Source]:
+    """The training and validation images that settings with whole paths locate.
+
+    Raises:
+      SettingsError, DataError: if there are none, or they cannot be used.
+    """
+    if settings.dataset:
+        return as_usage(by_name, settings.dataset, settings.data or default_dataset_folder())
+    if not (settings.train_dir and settings.val_dir):
+        raise SettingsError(
+            "this run was started from Python with images that its config.json cannot locate; pass the same images as "
+            "`data` to ftrain.fit, or a folder of images"
+        )
+    train = as_usage(scan, Path(settings.train_dir))
+    return train, as_usage(scan, Path(settings.val_dir), classes=train.classes)
+
+
+def default_dataset_folder() -> str:
+    """Where torchvision's data sets are downloaded to, if no folder is given."""
+    return str(platformdirs.user_cache_path("ftrain") / "datasets")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a setting.
+
+    Raises:
+      SettingsError: if this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA device{'s' * (count > 1)}" if count else "no CUDA device"
+            raise SettingsError(
+                f"`device={name}` is not available: torch finds {found} on this machine; use `device=cpu` or "
+                "`device=auto`"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError(
+            "`device=mps` is not available: torch finds no Apple GPU on this machine; use `device=cpu` or `device=auto`"
+        )
+    return device
+
+
+def as_usage(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls a function whose ValueError is about a setting, and raises it as SettingsError."""
+    try:
+        return function(*args, **kwargs)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _located(settings: Settings) -> tuple[Settings, list[str]]:
+    """The settings with absolute paths in either `train_dir` and `val_dir`, or `dataset` and `data`; and notes."""
+    if (settings.train_dir is None) != (settings.val_dir is None):
+        raise SettingsError(
+            "`train_dir` and `val_dir` must be given together; give both, or `data` for a folder that contains train/ "
+            "and val/"
+        )
+    if settings.train_dir and settings.val_dir:
+        if settings.data or settings.dataset:
+            other = "dataset" if settings.dataset else "data"
+            raise SettingsError(f"give either `{other}`, or `train_dir` and `val_dir`; got all of them")
+        return _in_folders(settings, settings.train_dir, settings.val_dir), []
+    if settings.dataset:
+        return attrs.evolve(settings, data=os.path.abspath(settings.data or default_dataset_folder())), []
+    root = Path(settings.data or "data")
+    train, val = root / "train", root / "val"
+    if settings.data:
+        missing = [shown(folder) for folder in (train, val) if not folder.is_dir()]
+        if missing:
+            raise SettingsError(
+                f"`data` must be a folder that contains train/ and val/; there is no {' and no '.join(missing)}"
+            )
+    elif not (train.is_dir() and val.is_dir()):
+        root = sample_folder()
+        note = f"no data/train and data/val in this folder: training on the Fashion-MNIST sample in {shown(root)}"
+        return _in_folders(settings, root / "train", root / "val"), [note]
+    return _in_folders(settings, train, val), []
+
+
+def _in_folders(settings: Settings, train: str | Path, val: str | Path) -> Settings:
+    return attrs.evolve(settings, data=None, train_dir=os.path.abspath(train), val_dir=os.path.abspath(val))
+
+
+def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int64]:
+    """Looks for bad images where that is quick: empty files, and the headers of up to HEADERS images, evenly spread over
+    the data. Returns their heights and widths, int64 [images, 2].
+
+    Raises:
+      DataError: if there is a bad image, unless bad images are skipped.
+    """
+    skip = settings.on_bad_image == "skip"
+    if isinstance(source, Index) and not skip:
+        empty = np.flatnonzero(source.sizes == 0)
+        if len(empty):
+            more = f" (and {len(empty) - 1} more such files)" if len(empty) > 1 else ""
+            raise DataError(f"cannot read the image {shown(source.name(int(empty[0])))}: the file is empty{more}")
+    sizes = []
+    for position in np.unique(np.linspace(0, len(source) - 1, HEADERS).astype(int)).tolist():
+        try:
+            with source.open(position) as image:
+                sizes.append(oriented_size(image))
+        except DataError:
+            if not skip:
+                raise
+    if not sizes:
+        raise DataError(
+            f"none of {min(HEADERS, len(source))} images could be read; the first of them is {shown(source.name(0))}"
+        )
+    return np.array(sizes)
+
+
+def _convolutions(model: str, custom: Custom, classes: int, seed: int) -> models.Convolutions:
+    if custom.module is not None:
+        return models.convolutions_of(custom.module)
+    if models.is_own(model):
+        return models.convolutions_of(as_usage(models.build_own, model, classes=classes, seed=seed))
+    return models.convolutions(model)
+
+
+def _unused(settings: Settings) -> list[str]:
+    """Notes on settings that were given and have no effect."""
+    used = {
+        "momentum": settings.optimizer == "sgd",
+        "warmup_epochs": settings.schedule in WITH_WARMUP,
+        "label_smoothing": settings.loss == "cross-entropy",
+    }
+    choices = {"momentum": "optimizer", "warmup_epochs": "schedule", "label_smoothing": "loss"}
+    fields = attrs.fields_dict(Settings)
+    return [
+        f"`{name}` has no effect with `{choices[name]}={getattr(settings, choices[name])}`"
+        for name, is_used in used.items()
+        if not is_used and getattr(settings, name) != fields[name].default
+    ]
+
+
+def _absolute_if_file(weights: str | None) -> str | None:
+    return os.path.abspath(weights) if weights and os.path.isfile(weights) else weights
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _default_workers() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+
+
+def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64]) -> Literal["ram", "disk", "none"]:
+    """ram, disk or none: the first with room for the decoded images, estimated from the sizes of some."""
+    cached = np.array([images.train_form.size(*size) for size in sizes.tolist()])
+    needed = float(cached.prod(axis=1).mean()) * 3 * len(images.train) + 3 * images.image_size**2 * len(images.val)
+    if needed < cache.free_memory() / 4:
+        return "ram"
+    return "disk" if needed < min(cache.free_disk() / 2, MAX_DEFAULT_DISK_CACHE) else "none"
+
+
+def _default_size(model: str | None, short_side: int) -> int:
+    """A multiple of 32 near the images' own size, at most 224 except for a model that needs more."""
+    size = min(MAX_DEFAULT_SIZE, max(32, round(short_side / 32) * 32))
+    while model is not None and not models.fits(model, size):
+        size += 32
+    return size

@@ -1,0 +1,210 @@
+"""A run while it trains: where it stands, and the one step, evaluation, save or stop that comes next."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import attrs
+import torch
+
+from ftrain.data.batches import Images
+from ftrain.data.order import train_indices
+from ftrain.disk import checkpoint
+from ftrain.disk.checkpoint import Snapshot
+from ftrain.disk.saver import Saver
+from ftrain.errors import TrainingError
+from ftrain.metrics import Metrics
+from ftrain.run import folder as run_folder
+from ftrain.run import retention
+from ftrain.run.build import Program
+from ftrain.run.events import Compiled, Compiling, EpochEnded, Evaluating, Event, Logged, Saving, StepTaken, Stopped
+from ftrain.run.folder import RunFolder
+from ftrain.run.log import Log
+from ftrain.run.skipped import SkippedImages
+from ftrain.run.spec import Interval
+from ftrain.state import TrainState, averaged
+from ftrain.steps import Batch
+from ftrain.text import shown
+
+T = TypeVar("T")
+
+
+class Timer:
+    """When to save a checkpoint within an epoch."""
+
+    def __init__(self, interval: Interval) -> None:
+        self.interval = interval
+        self.last = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        if self.interval.steps:
+            return step % self.interval.steps == 0
+        now = time.monotonic()
+        if not self.interval.minutes or now - self.last < 60 * self.interval.minutes:
+            return False
+        self.last = now
+        return True
+
+
+@attrs.define(eq=False)
+class Session:
+    """A run under way.
+
+    Attributes:
+      step: training steps done, known without waiting for the device.
+      saved_step: that of the last checkpoint.
+      best: the best epoch so far and its accuracy.
+    """
+
+    run: RunFolder
+    program: Program
+    images: Images
+    saver: Saver
+    state: TrainState
+    step: int
+    log: Log
+    skipped: SkippedImages
+    best: tuple[int, float] | None = None
+    saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
+    _timer: Timer = attrs.field(
+        default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
+    )
+    _uncompiled: set[str] = attrs.field(
+        default=attrs.Factory(
+            lambda self: {"training", "evaluation"} if self.program.spec.compile else set(), takes_self=True
+        )
+    )
+    _evaluated: list[Metrics] = attrs.field(factory=list)  # of the batches of the evaluation under way
+    _epoch_start: float = attrs.field(factory=time.monotonic)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last training step, counted from 1."""
+        return -(-self.step // self.program.spec.steps_per_epoch)
+
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether all training steps of the epoch are done."""
+        return self.step % self.program.spec.steps_per_epoch == 0
+
+    def train(self, batch: Batch) -> Iterator[Event]:
+        """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
+        self.saver.check()
+        call = functools.partial(self.program.train_step, self.state, batch)
+        self.state, metrics = yield from self._announce_compile("training", call)
+        self.step += 1
+        yield StepTaken(self.step, self.epoch)
+        self.log.add(self.step, metrics)
+        save = self._timer.is_due(self.step) and not self.epoch_is_over
+        if self.log.due or save or self.epoch_is_over:
+            yield from self.read_log()
+        if save:
+            yield Saving(self._save(epoch=self.epoch, log=self.log.save()))
+        if self.epoch_is_over:
+            yield Evaluating(self.epoch)
+
+    def evaluate(self, batch: Batch, *, last: bool) -> Iterator[Event]:
+        """One batch of validation images; the last one ends the epoch."""
+        call = functools.partial(self.program.eval_step, averaged(self.state), batch)
+        self._evaluated.append((yield from self._announce_compile("evaluation", call)))
+        if last:
+            yield self._end_epoch()
+
+    def stop(self) -> Iterator[Event]:
+        """Saves what was done since the last checkpoint."""
+        yield from self.read_log()
+        if self.step > self.saved_step:
+            yield Saving(self._save(epoch=self.epoch, log=self.log.save(), to_evaluate=self.epoch_is_over))
+        self.saver.finish()  # before anybody is told that it is saved
+        yield Stopped(self.step)
+
+    def restart_clock(self) -> None:
+        """Starts to time an epoch."""
+        self._epoch_start = time.monotonic()
+        self.log.restart_clock()
+
+    def read_log(self) -> Iterator[Logged]:
+        """Reads the metrics that wait on the device, and writes their lines.
+
+        Raises:
+          TrainingError: if a loss or gradient was not finite.
+        """
+        lines, nonfinite_step = self.log.read()
+        run_folder.append_metrics(self.run, lines)
+        yield from (Logged(line) for line in lines)
+        if nonfinite_step is not None:
+            raise _nonfinite(nonfinite_step, self.images, self.program)
+
+    def _end_epoch(self) -> EpochEnded:
+        epoch = self.epoch
+        val = functools.reduce(operator.add, self._evaluated).compute()
+        train = self.log.end_epoch()
+        line = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "step": self.step,
+            "train": train,
+            "val": val,
+            "left_out": self.skipped.count,
+            "seconds": round(time.monotonic() - self._epoch_start, 3),
+        }
+        run_folder.append_metrics(self.run, [line])
+        epochs = [self.best] if self.best else []
+        self.best = retention.ranked([*epochs, (epoch, val["accuracy"])], operator.itemgetter(1))[0]
+        saved = self._save(epoch=epoch, val=val)
+        self._evaluated = []
+        self.restart_clock()
+        return EpochEnded(epoch, train, val, self.skipped.count, saved, *self.best)
+
+    def _save(self, **notes: Any) -> Path:
+        """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""
+        snapshot, self.saved_step = Snapshot.of(self.state, self.step), self.step
+        manifest = {
+            "log": None,
+            "to_evaluate": False,
+            **notes,
+            "left_out": self.skipped.save(),
+            "metrics": run_folder.metrics_seal(self.run),
+            "classes": self.run.classes,
+            "config": self.run.config,
+        }
+        folder, spec = self.run.checkpoints, self.program.spec
+
+        def write() -> None:
+            checkpoint.save(folder, snapshot, manifest)
+            retention.prune(folder, spec)
+
+        self.saver.start(write)
+        return checkpoint.folder_of(folder, self.step)
+
+    def _announce_compile(
+        self, what: Literal["training", "evaluation"], call: Callable[[], T]
+    ) -> Generator[Event, None, T]:
+        """Makes the call; if it is the first of a compiled step, with events before and after."""
+        if what not in self._uncompiled:
+            return call()
+        self._uncompiled.discard(what)
+        yield Compiling(what)
+        start = time.monotonic()
+        result = call()
+        yield Compiled(what, time.monotonic() - start)
+        return result
+
+
+def _nonfinite(step: int, images: Images, program: Program) -> TrainingError:
+    schedule = program.optimizer.learning_rate
+    rate = float(schedule(torch.tensor(step - 1))) if schedule else float("nan")
+    rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
+    names = [images.train.name(row).removeprefix(f"{images.train.title}{os.sep}") for row in rows.tolist()]
+    return TrainingError(
+        f"the loss or its gradient became infinite or nan at step {step} (learning rate {rate:.3g}). The update was not "
+        "applied, and the last checkpoint is intact. `ftrain replay` shows the step; a lower `lr`, more "
+        "`warmup_epochs` or `clip_norm=1` may help, in a new run or in this one with `resume=RUN` and `override=True`. "
+        f"The images of the batch, in {shown(images.train.title)}: {', '.join(map(shown, names))}"
+    )

@@ -1,0 +1,65 @@
+"""The bad images that a run has skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ftrain.data.batches import Images
+from ftrain.errors import DataError
+from ftrain.run.events import ImageSkipped
+
+
+class SkippedImages:
+    """Counts the bad images that were skipped, each once, up to a cap.
+
+    Args:
+      cap: the fraction of the images of a split that may be skipped.
+    """
+
+    def __init__(self, images: Images, cap: float) -> None:
+        self.sizes = {"train": len(images.train), "val": len(images.val)}
+        self.cap = cap
+        self.causes: dict[str, dict[int, str]] = {"train": {}, "val": {}}
+
+    @property
+    def count(self) -> int:
+        return sum(len(causes) for causes in self.causes.values())
+
+    def add(self, split: str, causes: Mapping[int, str]) -> Iterator[ImageSkipped]:
+        """Adds images by their positions; yields those that are new.
+
+        Raises:
+          DataError: if there are more than the cap allows.
+        """
+        known = self.causes[split]
+        new = {position: cause for position, cause in causes.items() if position not in known}
+        known.update(new)
+        if len(known) > self.cap * self.sizes[split]:
+            some = "; ".join(list(known.values())[:3])
+            raise DataError(
+                f"{len(known)} of {self.sizes[split]} {split} images cannot be read, more than "
+                f"`bad_image_cap={self.cap:g}` allows: {some}{'; ...' if len(known) > 3 else ''}. Repair or remove "
+                "them, or raise the cap"
+            )
+        yield from (ImageSkipped(cause) for cause in new.values())
+
+    def add_cached(self, images: Images) -> Iterator[ImageSkipped]:
+        """Adds the images that could not be read while the cache was built.
+
+        Raises:
+          DataError: if bad images are not to be skipped, or there are too many.
+        """
+        for split, cache in (("train", images.train_store), ("val", images.val_store)):
+            if cache is not None and cache.plan.unreadable:
+                if not images.skip_unreadable:
+                    raise DataError(next(iter(cache.plan.unreadable.values())))
+                yield from self.add(split, cache.plan.unreadable)
+
+    def save(self) -> dict[str, dict[int, str]]:
+        """What a checkpoint records of them."""
+        return {split: dict(causes) for split, causes in self.causes.items()}
+
+    def restore(self, causes: Mapping[str, Mapping[str, str]]) -> None:
+        """Restores what `save` returned, after a round trip through JSON."""
+        for split in self.causes:
+            self.causes[split] = {int(position): str(cause) for position, cause in causes[split].items()}

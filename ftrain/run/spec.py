@@ -1,0 +1,184 @@
+"""A run with everything decided: what `resolve` makes of settings, and what `build` makes a program of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import attrs
+import torch
+
+from ftrain.data.augment import Augmentation
+from ftrain.data.batches import Images
+from ftrain.data.source import Source
+from ftrain.errors import SettingsError
+from ftrain.run.settings import LossName, OptimizerName, ScheduleName, Settings
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Interval:
+    """How often to save a checkpoint within an epoch: every so many steps, or minutes; never if both are 0."""
+
+    steps: int = 0
+    minutes: int = 0
+
+    @classmethod
+    def parse(cls, text: str | None) -> Interval:
+        """An interval from a setting: 500 for every 500 steps, 10m for every 10 minutes, None for never."""
+        if text is None:
+            return cls()
+        return cls(minutes=int(text[:-1])) if text.endswith("m") else cls(steps=int(text))
+
+
+@attrs.frozen(kw_only=True)
+class RunSpec:
+    """Every decision about a run. Nothing is None; the fields without a comment are as in `Settings`.
+
+    Raises:
+      SettingsError: from `of`, if a setting is not decided.
+    """
+
+    recorded: Mapping[str, Any]  # the settings as config.json records them
+    model: str  # a name of the catalogue, FILE.py:FUNCTION, or the class of a module that a caller passed
+    weights: str  # "" for random initialisation
+    classes: tuple[str, ...]  # their names, by label
+    train_examples: int  # how many images there are to train on
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+    mixup: float
+    cutmix: float
+    cache: Literal["none", "disk", "ram"]
+    skip_bad_images: bool
+    bad_image_cap: float
+    epochs: int
+    batch_size: int
+    eval_batch_size: int
+    accumulate: int
+    optimizer: OptimizerName
+    lr: float
+    weight_decay: float
+    momentum: float
+    schedule: ScheduleName
+    warmup_epochs: float
+    loss: LossName
+    label_smoothing: float
+    clip_norm: float  # infinity for no clipping
+    ema_decay: float  # 0 for no average
+    seed: int
+    device: str  # as torch names it: cpu, cuda, cuda:1, mps
+    workers: int
+    precision: Literal["float32", "bfloat16"]
+    memory_format: Literal["contiguous", "channels_last"]
+    compile: bool
+    compile_because: str  # in words
+    deterministic: bool
+    save_station: int  # later than the last epoch if no epoch's checkpoint is kept for its number
+    keep_last: int
+    checkpoint_every: Interval
+    log_every: int
+    notes: tuple[str, ...] = ()  # about the decisions, for the user
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        classes: tuple[str, ...],
+        train_examples: int,
+        compile_because: str = "",
+        notes: tuple[str, ...] = (),
+    ) -> RunSpec:
+        """The spec of settings in which everything is decided, such as those that config.json records."""
+
+        def decided(name: str, value: T | None) -> T:
+            if value is None:
+                raise SettingsError(f"`{name}` has no value, and there is no image to take one from")
+            return value
+
+        red, green, blue = (round(255 * mean) for mean in settings.mean)
+        return cls(
+            recorded=attrs.asdict(settings),
+            model=settings.model,
+            weights=settings.weights or "",
+            classes=classes,
+            train_examples=train_examples,
+            image_size=decided("image_size", settings.image_size),
+            mean=settings.mean,
+            std=settings.std,
+            augmentation=Augmentation(
+                crop_scale=decided("crop_scale", settings.crop_scale),
+                crop_ratio=settings.crop_ratio,
+                mirror=settings.flip,
+                policy=settings.auto_augment,
+                jitter=settings.color_jitter,
+                erasing=settings.random_erasing,
+                fill=(red, green, blue),
+            ),
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            cache="none" if settings.cache == "none" else "disk" if settings.cache == "disk" else "ram",
+            skip_bad_images=settings.on_bad_image == "skip",
+            bad_image_cap=settings.bad_image_cap,
+            epochs=settings.epochs,
+            batch_size=decided("batch_size", settings.batch_size),
+            eval_batch_size=decided("eval_batch_size", settings.eval_batch_size),
+            accumulate=settings.accumulate,
+            optimizer=settings.optimizer,
+            lr=decided("lr", settings.lr),
+            weight_decay=decided("weight_decay", settings.weight_decay),
+            momentum=settings.momentum,
+            schedule=settings.schedule,
+            warmup_epochs=decided("warmup_epochs", settings.warmup_epochs),
+            loss=settings.loss,
+            label_smoothing=settings.label_smoothing,
+            clip_norm=math.inf if settings.clip_norm is None else settings.clip_norm,
+            ema_decay=settings.ema_decay or 0.0,
+            seed=settings.seed,
+            device=settings.device,
+            workers=decided("workers", settings.workers),
+            precision="bfloat16" if settings.precision == "bfloat16" else "float32",
+            memory_format="channels_last" if settings.memory_format == "channels_last" else "contiguous",
+            compile=bool(settings.compile),
+            compile_because=compile_because,
+            deterministic=settings.deterministic,
+            save_station=settings.save_station or settings.epochs + 1,
+            keep_last=settings.keep_last,
+            checkpoint_every=Interval.parse(settings.checkpoint_every),
+            log_every=settings.log_every,
+            notes=notes,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.train_examples // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the forward pass."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    def images(self, train: Source, val: Source) -> Images:
+        """How the images of two sources become batches of this run."""
+        return Images(
+            train=train,
+            val=val,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            eval_batch_size=self.eval_batch_size,
+            image_size=self.image_size,
+            augmentation=self.augmentation,
+            skip_unreadable=self.skip_bad_images,
+        )
