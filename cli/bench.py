@@ -11,7 +11,7 @@ from ftrain.run.settings import Settings
 from ftrain.text import readable, shown
 
 from .options import given, with_settings
-from .report import note, reported
+from .report import as_flags, note, reported
 
 if TYPE_CHECKING:
     from ftrain.run.bench import Report
@@ -22,39 +22,38 @@ if TYPE_CHECKING:
 def bench(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings, named as the options are.")
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings, named like the options.")
     ] = None,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="How long each part is measured.")] = 3.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for which each part is measured.")] = 3.0,
     **settings: Any,
 ) -> None:
-    """Measure how fast a run with these settings would be here, what limits it, and what would make it faster.
+    """Measure how fast a run with these settings would be on this machine, what limits it, and what makes it faster.
 
-    The options are those of fit. No run is kept. With --compile the step is compiled, which can take minutes.
+    The options are those of fit. Nothing is kept. With --compile the step is compiled, which can take minutes.
     """
     asked = given(context, config, settings)
     note("loading torch ...")
-    from ftrain.run import prepare
     from ftrain.run.bench import Measuring, Report
     from ftrain.run.bench import bench as measure
+    from ftrain.run.resolve import resolve
 
-    resolved, images, notes = prepare.resolve(Settings(**asked))
-    for text in notes:
+    spec, images = resolve(Settings(**asked))
+    for text in spec.notes:
         note(text)
-    for event in measure(resolved, images, seconds=seconds):
+    for event in measure(spec, images, seconds=seconds):
         match event:
             case Measuring(what):
                 note(f"measuring {what} ...")
             case Report():
-                typer.echo(_told(event))
+                typer.echo(as_flags(_table(event)))
 
 
-def _told(report: Report) -> str:
-    settings = report.settings
-    assert settings.batch_size
-    compiled = "compiled" if settings.compile else "not compiled"
+def _table(report: Report) -> str:
+    spec, memory = report.spec, report.memory
+    compiled = "compiled" if spec.compile else "not compiled"
     lines = [
-        f"{settings.model}, {settings.image_size} px, batch {settings.batch_size}, {settings.precision}, "
-        f"{settings.memory_format}, {compiled}, on {settings.device}, with {settings.workers} workers",
+        f"{spec.model}, {spec.image_size} px, batch {spec.batch_size}, {spec.precision}, {spec.memory_format}, "
+        f"{compiled}, on {spec.device}, with {spec.workers} workers",
         "",
         f"{'images/s':>48}",
     ]
@@ -63,26 +62,27 @@ def _told(report: Report) -> str:
         lines.append(f"{what:<38}{rate:>10,.0f}{more}")
 
     line("training step, on a batch in memory", report.step)
-    for option, found in report.others.items():
+    for setting, found in report.alternatives.items():
+        with_setting = as_flags(f"  with `{setting}`")
         if isinstance(found, str):
-            lines.append(f"  with {option}: not measured: {shown(found)}")
+            lines.append(f"{with_setting}: not measured: {shown(found)}")
         else:
-            line(f"  with {option}", found * report.step, f"   {found:.2f} x")
+            line(with_setting, found * report.step, f"   {found:.2f} x")
     line("input pipeline, decoding", report.decoding)
     if report.cached is not None:
         line("input pipeline, from the cache", report.cached)
     line("both together", report.both)
-    memory = report.memory
-    part = settings.batch_size // settings.accumulate
     lines += ["", f"limit: {report.limit if report.limit != 'both' else 'the step and the input pipeline share cores'}"]
     if report.compiling is not None:
-        lines.append(f"compiling: {report.compiling:.0f} s, less when the cache knows the step")
-    fits = f"; {readable(memory.free)} are free, for batches of about {memory.largest_batch}" if memory.free else ""
+        lines.append(f"compiling: {report.compiling:.0f} s, less if the step is in the compiler's cache")
+    fits = (
+        f"; {readable(memory.free)} are free, enough for batches of about {memory.largest_batch}" if memory.free else ""
+    )
     lines.append(
-        f"memory of a step: about {readable(memory.of(part))}: {readable(memory.fixed)}, and "
-        f"{readable(memory.per_image)} an image{fits}"
+        f"memory of a step: about {readable(memory.of(spec.batch_size // spec.accumulate))}: {readable(memory.fixed)}, "
+        f"and {readable(memory.per_image)} per image{fits}"
     )
     if report.peak is not None:
         lines.append(f"peak on the device: {readable(report.peak)}")
-    lines += [f"to change: {advice}" for advice in report.advice] or ["to change: nothing that was measured"]
+    lines += [f"advice: {advice}" for advice in report.advice] or ["advice: nothing that was measured is faster"]
     return "\n".join(lines)

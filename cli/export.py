@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import attrs
 import typer
 
 from ftrain.errors import SettingsError
@@ -24,40 +23,41 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(FORMATS),
-            help="onnx and torch-export take uint8 images and hold the normalisation; safetensors holds the tensors, "
-            "under torchvision's names, and says the normalisation beside them.",
+            help="onnx and torch-export take uint8 images and include the normalisation; safetensors holds the tensors, "
+            "under torchvision's names, and the normalisation as metadata.",
         ),
     ] = "safetensors",
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The file to write. By default in RUN/export.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Output file. Default: in RUN/export.")
     ] = None,
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
 ) -> None:
-    """Write a trained network to one file for other programs, with its normalisation and class names.
+    """Export a trained network to one file for other programs, with its normalisation and class names.
 
-    The file gets its name only if its answers on validation images are those of the run.
+    The file is written only if its logits on validation images equal those of the run.
     """
     if format not in FORMATS:
-        raise SettingsError(f"--format takes one of {', '.join(FORMATS)}; got {format!r}")
+        raise SettingsError(f"`format` must be one of {', '.join(FORMATS)}; got {format!r}")
     if out and out.exists():
-        raise SettingsError(f"{shown(out)} is there already; give another name as --out, or remove it")
+        raise SettingsError(f"{shown(out)} already exists; give another name as `out`, or remove it")
     note("loading torch ...")
+    import attrs
+
     from ftrain.disk import durable
-    from ftrain.run import folder as runs
-    from ftrain.run import inference, prepare
+    from ftrain.run.api import open_run
     from ftrain.run.export import SUFFIXES
     from ftrain.run.export import export as write
 
-    opened = runs.open_run(run)
-    opened = attrs.evolve(opened, settings=attrs.evolve(opened.settings, device="cpu", precision="float32"))
-    val = prepare.sources(opened.settings)[1]
-    images = prepare.images(opened.settings, val, val)
-    state, net, chosen, damaged = inference.restore(opened, best=not last)
-    warn(damaged)
-    target = out or run / "export" / f"{opened.settings.model}{SUFFIXES[format]}"
-    note(f"exporting {chosen.name} of {shown(run)} as {format} ...")
+    opened = open_run(run, device="cpu")
+    opened.spec = attrs.evolve(opened.spec, precision="float32")
+    images = opened.images()
+    restored = opened.restored(last=last)
+    warn(opened.damage)
+    name = Path(opened.spec.model.rpartition(":")[2]).name
+    target = out or run / "export" / f"{name}{SUFFIXES[format]}"
+    note(f"exporting {restored.checkpoint.name} of {shown(run)} as {format} ...")
     durable.make_folder(target.parent)
-    count, difference = write(opened, state, net, images, format, target)  # type: ignore[arg-type]
+    count, difference = write(restored, images, format, target)  # type: ignore[arg-type]
     typer.echo(
-        f"wrote {shown(target)}: on {count} validation images its logits are those of the run, to {difference:.1e}"
+        f"wrote {shown(target)}: on {count} validation images its logits equal those of the run to {difference:.1e}"
     )

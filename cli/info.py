@@ -15,16 +15,17 @@ from .report import reported
 
 @reported
 def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
-    """Say what a run is, how far it came, and how good it is."""
+    """Show what a run is, how far it has come, and how good it is."""
     from ftrain.disk import checkpoint
-    from ftrain.run import folder as runs
+    from ftrain.run import folder as run_folder
+    from ftrain.run import retention
 
-    opened = runs.open_run(run)
+    opened = run_folder.read(run)
     settings, config = opened.settings, opened.config
     data = config["data"]
     typer.echo(f"run          {shown(run)}")
     typer.echo(f"command      {shown(shlex.join(config['command']))}")
-    typer.echo(f"model        {settings.model}, {settings.image_size} px, {len(opened.classes)} classes")
+    typer.echo(f"model        {shown(settings.model)}, {settings.image_size} px, {len(opened.classes)} classes")
     typer.echo(
         f"data         {shown(data['train']['from'])} ({data['train']['images']} images), "
         f"{shown(data['val']['from'])} ({data['val']['images']})"
@@ -38,11 +39,11 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         f"device       {config['device']}, {settings.precision}; "
         + ", ".join(f"{k} {v}" for k, v in config["versions"].items())
     )
-    epochs = [line for line in runs.read_metrics(opened)[0] if line["kind"] == "epoch"]
-    if not epochs:
+    epochs = [line for line in run_folder.read_metrics(opened)[0] if line["kind"] == "epoch"]
+    best = retention.best_epoch(epochs)
+    if best is None:
         typer.echo("progress     no epoch is complete yet")
         return
-    best = max(epochs, key=lambda line: line["val"]["accuracy"])
     typer.echo(f"progress     {len(epochs)} of {settings.epochs} epochs")
     typer.echo(
         f"last         epoch {epochs[-1]['epoch']}: validation accuracy {epochs[-1]['val']['accuracy']:.1%}, loss "

@@ -1,4 +1,4 @@
-"""The settings of a run as command-line options: read off the one table in ftrain.run.settings."""
+"""The settings of a run as command-line options, from the table in ftrain.run.settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import attrs
 import typer
 
 from ftrain.errors import SettingsError
-from ftrain.run.settings import Settings, flag, from_mapping, layered
+from ftrain.run.settings import Settings, flag, from_mapping, merge
 from ftrain.text import shown
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that takes, beside its own parameters, an option for every setting, as **settings."""
+    """A command with an option for every setting, passed as **settings, beside its own parameters."""
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = _options()
     hints = {**typing.get_type_hints(command, include_extras=True), **{p.name: p.annotation for p in options}}
@@ -30,17 +30,17 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def given(context: typer.Context, config: Path | None, values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the user gave: those of the config file, under those of the command line.
+    """The settings that the user gave: those of the config file, overridden by those of the command line.
 
     Raises:
-      SettingsError: for a config file that cannot be read, or an unknown name in it.
+      SettingsError: if the config file cannot be read, or has an unknown name in it.
     """
     named = {
         name: value
         for name, value in values.items()
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
-    return layered(_read_config(config), named) if config else named
+    return merge(_read_config(config), named) if config else named
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-@functools.cache  # the options of several commands, made once, because --help waits for them
+@functools.cache  # several commands have them, and --help waits until they are made
 def _options() -> list[inspect.Parameter]:
     kinds = typing.get_type_hints(Settings)
     return [_option(field, kinds[field.name]) for field in attrs.fields(Settings)]
@@ -65,7 +65,7 @@ def _options() -> list[inspect.Parameter]:
 
 def _option(field: attrs.Attribute[Any], kind: Any) -> inspect.Parameter:
     default: Any = field.default
-    if typing.get_origin(kind) is tuple:  # numbers with commas between them; Settings takes them apart
+    if typing.get_origin(kind) is tuple:  # comma-separated numbers, which Settings splits
         kind, default = str, ",".join(f"{value:g}" for value in default)
     names = [flag(field.name)]
     if bool in (kind, *typing.get_args(kind)):

@@ -1,78 +1,39 @@
-"""Pictures of a run: its curves, and a confusion matrix."""
+"""Pictures: a confusion matrix, a data set, and images."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from ftrain.data.batches import Images, centre_pixels_of, train_pixels_of
 from ftrain.data.check import Report
 from ftrain.data.order import epoch_order
-from ftrain.disk.durable import write_file
-from ftrain.run import folder as runs
-from ftrain.run.folder import Run
+from ftrain.run.curves import save_figure
 from ftrain.text import shown
-
-matplotlib.use("Agg")
-
-
-def draw_curves(run: Run) -> None:
-    """Writes curves.png: loss, accuracy and learning rate of the run so far."""
-    lines, _ = runs.read_metrics(run)
-    steps = [line for line in lines if line["kind"] == "step"]
-    epochs = [line for line in lines if line["kind"] == "epoch"]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(
-            [line["step"] for line in steps], [line[name] for line in steps], color="0.75", lw=1, label="train, logged"
-        )
-        axes.plot(
-            [line["step"] for line in epochs],
-            [line["train"][name] for line in epochs],
-            "o-",
-            ms=3,
-            label="train, epoch",
-        )
-        axes.plot(
-            [line["step"] for line in epochs], [line["val"][name] for line in epochs], "o-", ms=3, label="validation"
-        )
-        axes.set(title=name, xlabel="step")
-        axes.grid(alpha=0.3)
-    loss.legend()
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rate.plot([line["step"] for line in steps], [line.get("lr", float("nan")) for line in steps])
-    rate.set(title="learning rate", xlabel="step")
-    rate.grid(alpha=0.3)
-    figure.suptitle(shown(f"{run.settings.model}: {run.folder.name}"), parse_math=False)
-    _write(figure, run.folder / "curves.png")
 
 
 def draw_confusion(confusion: Any, classes: Sequence[str], path: Path) -> None:
-    """Writes a picture of counts [C, C]: a row for each label, a column for each answer, shaded by share of the row."""
+    """Writes a picture of counts [C, C]: a row for each label, a column for each prediction, shaded by its fraction of
+    the row."""
     size = max(4.0, 0.55 * len(classes) + 2.0)
     figure = Figure(figsize=(size + 1.0, size), layout="constrained")
     axes = figure.subplots()
-    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    fractions = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0.0, vmax=1.0)
     ticks = range(len(classes))
     names = [shown(name) for name in classes]
     axes.set_xticks(ticks, names, rotation=45, ha="right", parse_math=False)
     axes.set_yticks(ticks, names, parse_math=False)
-    axes.set(xlabel="answer", ylabel="label")
+    axes.set(xlabel="prediction", ylabel="label")
     if len(classes) <= 40:
         for row in ticks:
             for column in ticks:
-                color = "white" if shares[row, column] > 0.5 else "black"
+                color = "white" if fractions[row, column] > 0.5 else "black"
                 axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def draw_check(report: Report, path: Path) -> None:
@@ -92,11 +53,11 @@ def draw_check(report: Report, path: Path) -> None:
     sizes.scatter(report.sizes[:, 1], report.sizes[:, 0], s=8, alpha=0.3)
     sizes.set(title="sizes", xlabel="width in pixels", ylabel="height in pixels", xlim=(0, None), ylim=(0, None))
     sizes.grid(alpha=0.3)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) -> None:
-    """Writes a picture of training images: a row for each, as evaluation shows it and as each epoch shows it."""
+    """Writes a picture of training images: a row for each, as in evaluation and as augmented in each epoch."""
     positions = epoch_order(images.seed, 0, len(images.train))[:rows].tolist()
     figure = Figure(figsize=(1.5 * (epochs + 1) + 1.5, 1.5 * len(positions) + 0.4), layout="constrained")
     axes = figure.subplots(len(positions), epochs + 1, squeeze=False)
@@ -110,12 +71,12 @@ def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) 
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", parse_math=False)
     for column, cell in enumerate(axes[0]):
         cell.set_title("evaluation" if column == 0 else f"epoch {column}", fontsize=9)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def draw_batch(pixels: Any, titles: Sequence[Sequence[str]], path: Path) -> None:
-    """Writes a picture of a batch of images uint8 [B, 3, S, S], each under the lines of its title; of the first 64 if
-    there are more."""
+    """Writes a picture of a batch of images uint8 [B, 3, S, S], each under the lines of its title; only the first
+    64."""
     count = min(64, len(pixels))
     columns = min(8, count)
     rows = -(-count // columns)
@@ -126,12 +87,4 @@ def draw_batch(pixels: Any, titles: Sequence[Sequence[str]], path: Path) -> None
     for cell, image, title in zip(axes, pixels[:count], titles, strict=False):
         cell.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
         cell.set_title("\n".join(map(shown, title)), fontsize=7, parse_math=False)
-    _write(figure, path)
-
-
-def _write(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
-        figure.savefig(buffer, format="png", dpi=110)
-    write_file(path, buffer.getvalue())
+    save_figure(figure, path)

@@ -17,51 +17,53 @@ from .report import note, reported, warn
 @reported
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    step: Annotated[int, typer.Option("--step", metavar="N", help="The step to take again, counted from 1.")],
+    step: Annotated[int, typer.Option("--step", metavar="N", help="The training step to repeat, counted from 1.")],
     file: Annotated[
         Path | None,
-        typer.Option("--file", metavar="FILE", help="The picture to write. By default RUN/replay/step_N.png."),
+        typer.Option("--file", metavar="FILE", help="Picture to write. Default: RUN/replay/step_N.png."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. By default as in the run.", show_default=False)
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. Default: as in the run.", show_default=False)
     ] = None,
 ) -> None:
-    """Take a step of a run again, to look into it: loss, gradient norms by layer, and the images of its batch."""
+    """Repeat a training step of a run to look into it: loss, gradient norms by layer, and the images of its batch."""
     note("loading torch ...")
     from rich.console import Console
     from rich.progress import Progress
 
     from ftrain.disk import durable
-    from ftrain.run import folder as runs
-    from ftrain.run import prepare, provenance
-    from ftrain.run.loop import Damaged
+    from ftrain.run import folder as run_folder
+    from ftrain.run import provenance
+    from ftrain.run.custom import Custom
+    from ftrain.run.events import Damaged
+    from ftrain.run.launch import check_can_reopen
     from ftrain.run.replay import Replayed, Replaying
-    from ftrain.run.replay import replay as take_again
+    from ftrain.run.replay import replay as repeat
+    from ftrain.run.resolve import open_sources, resolve_device
 
     from .pictures import draw_batch
 
-    opened = runs.open_run(run)
-    where = str(prepare.resolve_device(device or opened.settings.device))
-    opened = attrs.evolve(opened, settings=attrs.evolve(opened.settings, device=where))
-    train, val = prepare.sources(opened.settings)
-    images = prepare.images(opened.settings, train, val)
-    provenance.resumed_run(opened, opened.settings, images, ["ftrain", *sys.argv[1:]])  # refuses other images
+    opened = run_folder.read(run)
+    check_can_reopen(opened, Custom())
+    spec = attrs.evolve(opened.spec, device=str(resolve_device(device or opened.settings.device)))
+    images = spec.images(*open_sources(opened.settings))
+    provenance.resumed_run(opened, spec, images, ["ftrain", *sys.argv[1:]])  # raises if the images have changed
     found = None
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("taking steps", total=step)
-        if opened.settings.compile:
+        task = progress.add_task("repeating steps", total=step)
+        if spec.compile:
             note("compiling the step, as the run did, which can take minutes ...")
-        for event in take_again(opened, images, step):
+        for event in repeat(opened, spec, images, step):
             match event:
-                case Replaying(taken, last):
-                    if taken + 1 < last:
-                        progress.update(task, completed=taken)
+                case Replaying(done, last):
+                    if done + 1 < last:
+                        progress.update(task, completed=done)
                 case Damaged(cause):
                     warn([cause])
                 case Replayed():
                     found = event
                 case _:
-                    progress.update(task, description="keeping decoded images")
+                    progress.update(task, description="caching decoded images")
     assert isinstance(found, Replayed)
     values = found.metrics
     typer.echo(

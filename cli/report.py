@@ -1,10 +1,11 @@
-"""What the user is told: notes, and errors as one message with an exit code."""
+"""What the user is told: notes, progress, and errors as one message with an exit code."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterable
@@ -22,6 +23,7 @@ from ftrain.errors import (
     TrainingError,
     WorkerError,
 )
+from ftrain.run.settings import flag
 from ftrain.text import shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,32 +39,43 @@ EXIT_CODES: dict[type[BaseException], int] = {
     BusyError: 75,
     KeyboardInterrupt: 130,
 }
-
-
-# As sysexits.h has them: EX_CANTCREAT and EX_IOERR; and what a shell says of a process that SIGPIPE ended.
+# From sysexits.h, EX_CANTCREAT and EX_IOERR; and the exit code that a shell reports after SIGPIPE.
 CANNOT_CREATE, CANNOT_WRITE, BROKEN_PIPE = 73, 74, 141
 
 tracebacks_wanted = False  # set by `ftrain --debug`
 
 
 def note(text: str) -> None:
-    """One line beside the output proper."""
-    typer.echo(text, err=True)
+    """Prints a line to stderr, beside the output of the command."""
+    typer.echo(as_flags(text), err=True)
 
 
 def warn(causes: Iterable[str]) -> None:
-    """Lines about what is wrong but does not end the command."""
+    """Prints what is wrong but does not end the command."""
     for cause in causes:
         note(f"warning: {cause}")
+
+
+def as_flags(text: str) -> str:
+    """A message of the library in the words of the command line: `batch_size` becomes --batch-size, `accumulate=4`
+    becomes --accumulate 4, and `override=True` becomes --override."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if value == "False":
+            return flag(f"no_{name}")
+        return flag(name) if value in (None, "True") else f"{flag(name)} {value}"
+
+    return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", option, text)
 
 
 def with_progress(
     work: Generator[Any, None, T], title: str, total: int, *, done: Callable[[Any], int] = lambda event: event
 ) -> T:
-    """Goes through what says how far it is, beside a progress bar where there is a terminal, and hands on its result.
+    """Runs a generator to its end, with a progress bar on a terminal, and returns its result.
 
     Args:
-      done: how many of `total` are done, by what `work` yields.
+      done: how many of `total` are done, from what `work` yields.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -78,7 +91,7 @@ def with_progress(
 
 
 def silence() -> None:
-    """Sends what is still to be said nowhere, when nobody reads on."""
+    """Discards further output, when nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
@@ -96,10 +109,7 @@ def reported(command: Command) -> Command:
         except (Exception, KeyboardInterrupt) as error:
             if tracebacks_wanted:
                 traceback.print_exc()
-            from ftrain.data.workers import worker_error  # torch is imported by now, if there are workers
-
-            error = (isinstance(error, RuntimeError) and worker_error(error)) or error
-            if isinstance(error, BrokenPipeError):  # as `| head` leaves it; nobody reads on
+            if isinstance(error, BrokenPipeError):  # as `| head` leaves it
                 silence()
                 sys.exit(BROKEN_PIPE)
             note(f"ftrain: {_message(error)}")
@@ -118,9 +128,9 @@ def _exit_code(error: BaseException) -> int:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; `ftrain fit --resume RUN` goes on with a run from its last checkpoint"
+        return "interrupted"
     if isinstance(error, tuple(EXIT_CODES)):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {shown(error.filename)}' if error.filename else ''}"
-    return f"{type(error).__name__}: {shown(str(error))} (a fault of ftrain's: `ftrain --debug ...` shows where)"
+    return f"{type(error).__name__}: {shown(str(error))} (this is a bug in ftrain; `ftrain --debug ...` shows where)"

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks for an end between two steps, a second ends the process at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first stops a run after its current step, a second ends the process immediately."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any
 
 from ftrain.errors import Interrupted
 
-WATCHED = (signal.SIGINT, signal.SIGTERM)
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 
 
 class Stop:
-    """Whether an end has been asked for.
+    """Whether a signal has asked the run to stop.
 
     Attributes:
-      code: the exit code to end with, once one has been.
-      waits: whether there is something to finish first; otherwise the first signal already ends the process.
+      code: the exit code, once a signal has arrived; None before.
+      waits: whether there is a run to save; until then the first signal ends the process.
+      announced: whether a progress bar shows that the run is stopping, so that a line would only disturb it.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
         self.waits = False
+        self.announced = False
 
     def __call__(self) -> bool:
         return self.code is not None
@@ -35,23 +37,26 @@ class Stop:
 
 @contextmanager
 def watched() -> Iterator[Stop]:
-    """Watches for signals, in the main thread; elsewhere Python does not let one."""
+    """Handles signals. Python allows that only in the main thread; elsewhere nothing happens."""
     stop = Stop()
     owner = os.getpid()
 
     def handle(number: int, frame: Any) -> None:
         if os.getpid() != owner:
-            return  # a worker that was just forked; its parent decides
+            return  # a worker that was just forked; the main process decides
         if not stop.waits:
             raise Interrupted(number)
         if stop.code is None:
             stop.code = 128 + number
-            _say(b"\nstopping after this step; a second signal stops at once\n")
+            if not stop.announced:
+                _write(b"\nstopping after this step; a second signal stops immediately\n")
             return
-        # Not by an exception: to unwind is to wait for workers, and to let go of the run while it is being written.
+        # Not by an exception: unwinding would wait for workers, and unlock the run while it is being written.
         for child in multiprocessing.active_children():
             child.kill()
-        _say(b"\nstopped at once; the last checkpoint is whole\n" + (SHOW_CURSOR if sys.stderr.isatty() else b""))
+        _write(
+            b"\nstopped immediately; the last checkpoint is intact\n" + (SHOW_CURSOR if sys.stderr.isatty() else b"")
+        )
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -65,7 +70,7 @@ def watched() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _say(text: bytes) -> None:
-    """Not by print: the signal may have come in the middle of one; and whoever reads may have had it too."""
+def _write(text: bytes) -> None:
+    """Writes to stderr without `print`, which the signal may have interrupted. The reader may be gone as well."""
     with suppress(OSError):
         os.write(2, text)

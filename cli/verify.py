@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from ftrain.run.settings import Settings
+from ftrain.text import shown
 
 from .options import given, with_settings
-from .report import note, reported
+from .report import as_flags, note, reported
 
 
 @reported
@@ -18,39 +19,40 @@ from .report import note, reported
 def verify_resume(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings, named as the options are.")
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings, named like the options.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Steps to take.")] = 6,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Training steps to take.")] = 6,
     **settings: Any,
 ) -> None:
-    """Try whether a run with these settings, stopped and resumed, ends with the same bits as one that was not.
+    """Check that a run with these settings, stopped and resumed, ends with the same bits as one that was not stopped.
 
-    It takes a few steps at once, and again with a stop in the middle, each part in a new process; the options are those
-    of fit. Ends with exit code 1 if a bit differs.
+    Takes a few training steps without a stop, and again with one, each part in a new process. The options are those of
+    fit. The exit code is 1 if a bit differs.
     """
     asked = given(context, config, settings)
     note("loading torch ...")
-    from ftrain.run import prepare
+    from ftrain.run.resolve import resolve
     from ftrain.run.verify import Part, Verdict, verify_resume
 
-    resolved, images, notes = prepare.resolve(Settings(**asked))
-    for text in notes:
+    spec, images = resolve(Settings(**asked))
+    for text in spec.notes:
         note(text)
-    for event in verify_resume(resolved, images, steps=steps):
+    for event in verify_resume(spec, images, steps=steps):
         match event:
             case Part(title, first, last):
                 note(f"steps {first + 1} to {last}, {title} ...")
             case Verdict():
                 verdict = event
-    what = f"{resolved.model}, {resolved.image_size} px, batch {resolved.batch_size}, {resolved.precision}, "
-    what += f"{resolved.device}, {last} steps"
+    what = f"{spec.model}, {spec.image_size} px, batch {spec.batch_size}, {spec.precision}, {spec.device}, {last} steps"
     if not verdict.different:
-        typer.echo(f"bit-exact: {what}: all {verdict.tensors} tensors are the same bits with a stop and without")
+        typer.echo(f"bit-exact: {what}: all {verdict.tensors} tensors have the same bits with and without a stop")
         return
     name, difference = next(iter(verdict.different.items()))
-    advice = "; add --deterministic" if resolved.device.startswith("cuda") and not resolved.deterministic else ""
+    advice = "; try `deterministic=True`" if spec.device.startswith("cuda") and not spec.deterministic else ""
     typer.echo(
-        f"not bit-exact: {what}: {name} differs first, by up to {difference:.3g}, as do "
-        f"{len(verdict.different) - 1} more of {verdict.tensors} tensors{advice}"
+        as_flags(
+            f"not bit-exact: {what}: {len(verdict.different)} of {verdict.tensors} tensors differ; the first is "
+            f"{shown(name)}, by up to {difference:.3g}{advice}"
+        )
     )
     raise typer.Exit(1)

@@ -17,7 +17,7 @@ from ftrain.errors import SettingsError
 from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
-from ftrain.module import Apply, Tensors, functionalize, normalized
+from ftrain.module import Apply, Tensors, functionalize, normalized, to_module
 from ftrain.run.custom import Custom
 from ftrain.run.resolve import as_usage
 from ftrain.run.spec import RunSpec
@@ -57,6 +57,11 @@ class Program:
         """The state before the first step. No two states share memory."""
         params, buffers = self.initial_tensors()
         return init_state(params, buffers, self.optimizer, seed=self.spec.seed, ema=self.spec.ema_decay > 0.0)
+
+    def module(self, params: Tensors, buffers: Tensors) -> torch.nn.Module:
+        """The network as a module with these tensors, in evaluation mode. Its inputs are normalised images, float
+        [B, 3, S, S]."""
+        return to_module(make_module(self.spec, self.custom, pretrained=False)[0], params, buffers)
 
     @functools.cached_property
     def optimizer(self) -> optim.Optimizer:

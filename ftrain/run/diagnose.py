@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ftrain.data.workers import worker_error
-from ftrain.errors import FtrainError, TrainingError
+from ftrain.errors import TrainingError
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
 
 @contextmanager
-def diagnosed(spec: RunSpec) -> Iterator[None]:
-    """Raises an error of the block as one that says what to do, if it is known what it means.
+def diagnosed(spec: RunSpec, *, resumable: bool = False) -> Iterator[None]:
+    """Raises an error of the block as one that says what to do, if its meaning is known.
+
+    Args:
+      resumable: whether the block trains a run with checkpoints.
 
     Raises:
       TrainingError: if memory ran out.
@@ -23,23 +26,28 @@ def diagnosed(spec: RunSpec) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        raise _meaning(error, spec) or error from None
+        raise _out_of_memory(error, spec, resumable) or worker_error(error) or error from None
 
 
-def _meaning(error: Exception, spec: RunSpec) -> FtrainError | None:
-    return memory_error(error, batch_size=spec.batch_size, accumulate=spec.accumulate) or worker_error(error)
-
-
-def memory_error(error: Exception, *, batch_size: int, accumulate: int = 1) -> TrainingError | None:
+def _out_of_memory(error: Exception, spec: RunSpec, resumable: bool) -> TrainingError | None:
     """What an error means, if it says that memory ran out: on a device, on the host, or in Python."""
-    said = re.search(r"out of memory|can't allocate memory|not enough memory", str(error))
-    if not said and not isinstance(error, MemoryError):
+    text = str(error).strip() or type(error).__name__
+    if not (isinstance(error, MemoryError) or re.search(_MEMORY_RAN_OUT, text)):
         return None
-    parts = next((n for n in range(accumulate + 1, batch_size // 2 + 1) if batch_size % n == 0), None)
-    in_parts = f"`accumulate={parts}`, which splits the batch into smaller parts, or " if parts else ""
-    smaller = f"`batch_size={batch_size // 2}`" if batch_size > 1 else "a smaller `image_size` or `model`"
-    return TrainingError(
-        f"memory ran out at `batch_size={batch_size}`; the last checkpoint is intact. Start a new run with {in_parts}"
-        f"{smaller}, or resume this one with `resume=RUN`, `override=True` and the same, which changes the result. The "
-        f"original message: {shown((str(error).strip() or type(error).__name__).splitlines()[0])}"
+    divisors = (n for n in range(spec.accumulate + 1, spec.batch_size // 2 + 1) if spec.batch_size % n == 0)
+    parts = next(divisors, None)
+    remedy = f"`accumulate={parts}`, which splits the batch into smaller parts, or " if parts else ""
+    remedy += f"`batch_size={spec.batch_size // 2}`" if spec.batch_size > 1 else "a smaller `image_size` or `model`"
+    where = (
+        " in a new run, or in this one with `resume=RUN` and `override=True`, which changes its result; its last "
+        "checkpoint is intact"
+        if resumable
+        else ""
     )
+    return TrainingError(
+        f"memory ran out at `batch_size={spec.batch_size}`; use {remedy}{where}. The original message: "
+        f"{shown(text.splitlines()[0])}"
+    )
+
+
+_MEMORY_RAN_OUT = r"out of memory|can't allocate memory|not enough memory"

@@ -1,4 +1,4 @@
-"""A trained network for other programs: in one file, with its normalisation and the names of its classes."""
+"""A trained network for other programs: one file, with its normalisation and class names."""
 
 from __future__ import annotations
 
@@ -12,24 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftrain import models
 from ftrain.data.batches import Images, val_pixels
 from ftrain.disk import durable, tensorfile
 from ftrain.errors import DataError, ExportError
-from ftrain.run import prepare
-from ftrain.run.folder import Run
-from ftrain.state import TrainState
-from ftrain.steps import predict_step
+from ftrain.module import Tensors
+from ftrain.run.build import Program
+from ftrain.run.inference import Restored
 from ftrain.text import shown
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 FORMATS: tuple[str, ...] = get_args(Format)
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
-COMPARED = 16  # images
-TOLERANCE = 1e-3  # of the largest logit
+COMPARED = 16  # images on which an exported network is compared
+TOLERANCE = 1e-3  # relative to the largest logit
 OPSET = 18
 
-Answer = Callable[[Tensor], Tensor]  # images uint8 [B, 3, S, S] -> logits [B, C]
+Logits = Callable[[Tensor], Tensor]  # images uint8 [B, 3, S, S] -> logits [B, C]
 
 
 class Exported(torch.nn.Module):
@@ -48,45 +46,45 @@ class Exported(torch.nn.Module):
         return logits
 
 
-def export(
-    run: Run, state: TrainState, net: prepare.Network, images: Images, kind: Format, target: Path
-) -> tuple[int, float]:
-    """Writes a network to a file, which gets its name when its answers on validation images are those of the run.
+def export(restored: Restored, images: Images, kind: Format, target: Path) -> tuple[int, float]:
+    """Writes a network to a file, which gets its name only if its logits on validation images equal those of the run.
 
     Args:
-      state, net: as `inference.restore` gives them, on the CPU.
+      restored: a trained network, on the CPU.
       images: whose validation images are compared.
 
     Returns:
-      How many images were compared, and the largest difference of a logit.
+      The number of images compared, and the largest difference of a logit.
 
     Raises:
-      ExportError: if the format cannot hold the network, a package for it is missing, or the answers differ.
+      ExportError: if the format cannot represent the network, a package is missing, or the logits differ.
       DataError: if no image can be read.
     """
+    program, state = restored.program, restored.state
+    spec = program.spec
     samples = _samples(images)
-    expected = predict_step(state, samples, apply=net.apply)
+    expected = program.predict_step(state, samples)
     facts = {
-        "model": run.settings.model,
-        "classes": json.dumps(run.classes),
-        "mean": json.dumps(run.settings.mean),
-        "std": json.dumps(run.settings.std),
-        "image_size": str(run.settings.image_size),
+        "model": spec.model,
+        "classes": json.dumps(spec.classes),
+        "mean": json.dumps(spec.mean),
+        "std": json.dumps(spec.std),
+        "image_size": str(spec.image_size),
         "input": "uint8 RGB images [batch, 3, height, width] from 0 to 255"
         if kind != "safetensors"
         else "float RGB images [batch, 3, height, width]: (pixel / 255 - mean) / std",
     }
-    module = _module(run, {**state.params, **state.buffers})
+    module = _exported(program, state.params, state.buffers)
     parts = _WRITERS[kind](module, samples[:2], facts)
     with durable.new_file(target) as partial:
         durable.write(partial, parts)
         with torch.no_grad():
-            found = _READERS[kind](run, partial)(samples)
+            found = _READERS[kind](program, partial)(samples)
         difference = float((found - expected).abs().max())
         if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise ExportError(
                 f"the exported network's logits differ from the run's by up to {difference:.3g} on {len(samples)} "
-                f"images, so {shown(target)} was not written; export in another format, of {', '.join(FORMATS)}"
+                f"images, so {shown(target)} was not written; try another format: {', '.join(FORMATS)}"
             )
     return len(samples), difference
 
@@ -100,19 +98,13 @@ def _samples(images: Images) -> Tensor:
             if not images.skip_unreadable:
                 raise
     if not pixels:
-        raise DataError(f"none of the images in {shown(images.val.title)} that were tried can be read")
-    # Two at least, since a batch of one would be taken for the only size there is.
+        raise DataError(f"none of the {COMPARED} images tried in {shown(images.val.title)} can be read")
+    # At least two, because torch.export would take a batch of one for the only possible size.
     return torch.stack(pixels if len(pixels) > 1 else pixels * 2)
 
 
-def _module(run: Run, tensors: dict[str, Tensor]) -> Exported:
-    settings = run.settings
-    assert settings.image_size
-    network = models.build(settings.model, classes=len(run.classes), image_size=settings.image_size, seed=settings.seed)
-    with torch.no_grad():
-        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            tensor.copy_(tensors[name])
-    return Exported(network, settings.mean, settings.std).eval()
+def _exported(program: Program, params: Tensors, buffers: Tensors) -> Exported:
+    return Exported(program.module(params, buffers), program.spec.mean, program.spec.std).eval()
 
 
 def _to_safetensors(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
@@ -120,10 +112,13 @@ def _to_safetensors(module: Exported, example: Tensor, facts: dict[str, str]) ->
     return tensorfile.parts(tensors, metadata=facts)
 
 
-def _from_safetensors(run: Run, path: Path) -> Answer:
+def _from_safetensors(program: Program, path: Path) -> Logits:
+    params, buffers = program.initial_tensors()
     with open(path, "rb") as file:
         found = tensorfile.TensorFile(file)
-        return _module(run, {name: found.read(name) for name in found.kinds()})
+        return _exported(
+            program, {name: found.read(name) for name in params}, {name: found.read(name) for name in buffers}
+        )
 
 
 def _to_torch_export(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
@@ -134,10 +129,10 @@ def _to_torch_export(module: Exported, example: Tensor, facts: dict[str, str]) -
     return [buffer.getvalue()]
 
 
-def _from_torch_export(run: Run, path: Path) -> Answer:
+def _from_torch_export(program: Program, path: Path) -> Logits:
     with open(path, "rb") as file:
-        answer: Answer = torch.export.load(file).module()
-    return answer
+        logits: Logits = torch.export.load(file).module()
+    return logits
 
 
 def _to_onnx(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
@@ -160,7 +155,7 @@ def _to_onnx(module: Exported, example: Tensor, facts: dict[str, str]) -> list[d
     return [proto.SerializeToString()]
 
 
-def _from_onnx(run: Run, path: Path) -> Answer:
+def _from_onnx(program: Program, path: Path) -> Logits:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -171,7 +166,7 @@ def _needed(*packages: str) -> None:
     import importlib.util
 
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"--format onnx needs {', '.join(missing)}; install them with: pip install 'ftrain[onnx]'")
+        raise ExportError(f"`format=onnx` needs {', '.join(missing)}; install ftrain with `pip install '.[onnx]'`")
 
 
 _WRITERS: dict[str, Callable[[Exported, Tensor, dict[str, str]], list[durable.Part]]] = {
@@ -179,7 +174,7 @@ _WRITERS: dict[str, Callable[[Exported, Tensor, dict[str, str]], list[durable.Pa
     "onnx": _to_onnx,
     "torch-export": _to_torch_export,
 }
-_READERS: dict[str, Callable[[Run, Path], Answer]] = {
+_READERS: dict[str, Callable[[Program, Path], Logits]] = {
     "safetensors": _from_safetensors,
     "onnx": _from_onnx,
     "torch-export": _from_torch_export,

@@ -57,7 +57,7 @@ def fit(
       WorkerError: if a process that loads images is killed.
       OSError: if the run's folder cannot be written; the checkpoints before are intact.
     """
-    with diagnosed(spec), kernels.using(spec), Saver() as saver:
+    with diagnosed(spec, resumable=True), kernels.using(spec), Saver() as saver:
         program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
         check_batch(program)
         position = yield from _find_position(run, program, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +97,9 @@ def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last
     return Restored(program, state, loaded.folder, tuple(loaded.damaged.values()))
 
 
-def evaluate(restored: Restored, images: Images) -> Iterator[int | Evaluation]:
-    """Evaluates a network on the validation images of `images`: yields the number of batches done after each, and at the
-    end the evaluation."""
+def evaluation(restored: Restored, images: Images) -> Generator[int, None, Evaluation]:
+    """Evaluates a network on the validation images of `images`: yields how many batches are done, and returns the
+    result."""
     program, state = restored.program, restored.state
     spec, device = program.spec, program.spec.torch_device
     classes = len(spec.classes)
@@ -118,7 +118,7 @@ def evaluate(restored: Restored, images: Images) -> Iterator[int | Evaluation]:
             skipped.extend(on_host.left_out.values())
             yield done
     total = functools.reduce(operator.add, parts)
-    yield Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(skipped))
+    return Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(skipped))
 
 
 def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[Ranking | DataError]:

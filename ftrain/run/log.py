@@ -1,4 +1,4 @@
-"""The metrics of training steps, gathered on the device and read a few times a second."""
+"""The metrics of training steps, summed on the device and read a few times a second."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ import torch
 
 from ftrain.metrics import Metrics
 
-READ_INTERVAL = 0.5  # seconds between two reads, for which the host waits until the device has come so far
+READ_INTERVAL = 0.5  # seconds between two reads; a read makes the host wait for the device
 
 
 class Log:
-    """Sums the metrics of steps up into lines and epochs."""
+    """Sums the metrics of steps into lines of metrics.jsonl and into epochs.
+
+    Args:
+      every: steps per line.
+      per_epoch: steps per epoch.
+    """
 
     def __init__(self, every: int, per_epoch: int) -> None:
         self.every, self.per_epoch = every, per_epoch
-        self.line: list[Metrics] = []  # of the line that is being gathered
-        self.unchecked: list[tuple[int, Metrics]] = []  # steps of which it is not known whether they were finite
-        self.waiting: list[tuple[int, Metrics, float]] = []  # lines to read: last step, sums, when
-        self.epoch: list[Metrics] = []  # of the epoch, without those of `line`
+        self.line: list[Metrics] = []  # of the current line
+        self.unchecked: list[tuple[int, Metrics]] = []  # steps not yet known to be finite
+        self.waiting: list[
+            tuple[int, Metrics, float]
+        ] = []  # complete lines that have not been read: last step, sums, time
+        self.epoch: list[Metrics] = []  # of the epoch, except those in `line`
         self.line_began = self.last_read = time.monotonic()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step without reading them."""
+        """Adds the metrics of a step without reading them."""
         self.line.append(metrics)
         self.unchecked.append((step, metrics))
         if step % self.every == 0 or step % self.per_epoch == 0:
@@ -38,12 +45,12 @@ class Log:
 
     @property
     def due(self) -> bool:
-        """Whether the last reading was long enough ago."""
+        """Whether the last read was long enough ago."""
         return time.monotonic() - self.last_read > READ_INTERVAL
 
     def read(self) -> tuple[list[dict[str, Any]], int | None]:
-        """The waiting lines, and the first step since the last reading whose loss or gradient was not finite; from
-        there on there are no lines."""
+        """The complete lines since the last read, and the first step since then whose loss or gradient was not finite; there
+        are no lines from that step on."""
         bad = self._first_nonfinite()
         lines: list[dict[str, Any]] = []
         for step, total, when in self.waiting:
@@ -65,21 +72,21 @@ class Log:
         return next((step for (step, _), flag in zip(unchecked, flags, strict=True) if flag), None)
 
     def end_epoch(self) -> dict[str, float]:
-        """The metrics of the epoch, all of whose lines were read."""
+        """The metrics of the epoch. All its lines must have been read."""
         values = _total(self.epoch).compute()
         self.epoch = []
         return values
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last step out of the rate of the next line."""
+        """Excludes the time since the last step from the rate of the next line."""
         self.line_began = time.monotonic()
 
     def save(self) -> dict[str, Any]:
-        """What a checkpoint in the middle of an epoch must keep, as JSON values that give the same bits back."""
+        """What a checkpoint within an epoch records, as JSON values that restore the same bits."""
         return {name: _sums(parts) for name, parts in (("line", self.line), ("epoch", self.epoch))}
 
     def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on from what `save` gave."""
+        """Restores what `save` returned."""
         self.line, self.epoch = ([_metrics(saved[name], device)] if saved[name] else [] for name in ("line", "epoch"))
 
 

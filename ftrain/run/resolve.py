@@ -76,7 +76,8 @@ def resolve(
         )
     if batch_size % settings.accumulate:
         raise SettingsError(
-            f"`accumulate` must divide the batch into equal parts; got {settings.accumulate} for a batch of {batch_size}"
+            f"`accumulate` must divide the batch into equal parts; got {settings.accumulate} for a batch of "
+            f"{batch_size}"
         )
     sizes = _check_some_images(train, settings)
     _check_some_images(val, settings)

@@ -1,4 +1,4 @@
-"""Whether a run that was stopped and resumed ends with the bits of one that was not, tried on the user's own set-up."""
+"""Checks on the user's own set-up that a run which is stopped and resumed ends with the same bits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from ftrain.data.batches import Images
 from ftrain.disk import checkpoint
 from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import SettingsError
-from ftrain.run import folder as runs
-from ftrain.run import loop, prepare, provenance
-from ftrain.run.settings import Settings
+from ftrain.run import folder as run_folder
+from ftrain.run import provenance
+from ftrain.run.build import build
+from ftrain.run.events import Started, StepTaken
+from ftrain.run.fit import fit
+from ftrain.run.spec import RunSpec
 
 
 @attrs.frozen
 class Part:
-    """A part of the trial that begins: the steps from one to another."""
+    """A part of the check starts: the training steps after `first`, up to `last`."""
 
     title: str
     first: int
@@ -31,52 +34,51 @@ class Part:
 
 @attrs.frozen
 class Verdict:
-    """What came out.
+    """The result of the check.
 
     Attributes:
       tensors: how many were compared.
-      different: those whose bits differ, in the order of the state, with the largest difference.
+      different: the tensors whose bits differ, in the order of the state, with the largest difference of each.
     """
 
     tensors: int
     different: dict[str, float]
 
 
-def verify_resume(settings: Settings, images: Images, *, steps: int) -> Iterator[Part | Verdict]:
-    """Takes the first `steps` steps of a run at once, and again with a stop in the middle; then compares the states.
+def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part | Verdict]:
+    """Takes the first `steps` training steps of a run without a stop, and again with a stop in the middle; then compares
+    the states. The verdict comes last.
 
-    Each part has a process of its own, and the one after the stop another number of workers. At the end comes the
-    verdict.
+    Each part has a process of its own, and the one after the stop another number of workers.
 
     Args:
-      settings: resolved.
-      steps: no more are taken than the run has.
+      steps: at most as many as the run has.
 
     Raises:
-      SettingsError: for a run of one step.
+      SettingsError: if the run has only one step.
     """
-    steps = min(steps, settings.epochs * images.steps_per_epoch)
+    steps = min(steps, spec.total_steps)
     if steps < 2:
-        raise SettingsError("a run of one step cannot be stopped and resumed; give more --epochs or a smaller batch")
-    net = prepare.network(settings, len(images.train.classes))
-    names = list(checkpoint.named(prepare.first_state(settings, net, prepare.optimizer(settings, steps))))
-    del net
+        raise SettingsError(
+            "a run of one step cannot be stopped and resumed; give more `epochs` or a smaller `batch_size`"
+        )
+    names = list(checkpoint.named(build(spec).init()))
     stop = steps // 2
-    other_workers = attrs.evolve(settings, workers=0 if settings.workers else 1)
+    other_workers = attrs.evolve(spec, workers=0 if spec.workers else 1)
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:
         whole, stopped = Path(name) / "whole", Path(name) / "stopped"
         yield Part("without a stop", 0, steps)
-        _in_new_process(settings, images, whole, steps)
-        yield Part("up to a stop", 0, stop)
-        _in_new_process(settings, images, stopped, stop)
-        yield Part("resumed from there", stop, steps)
+        _in_new_process(spec, images, whole, steps)
+        yield Part("before a stop", 0, stop)
+        _in_new_process(spec, images, stopped, stop)
+        yield Part("after the stop", stop, steps)
         _in_new_process(other_workers, images, stopped, steps)
         one, other = (checkpoint.folder_of(folder / "checkpoints", steps) for folder in (whole, stopped))
         yield compare(one, other, names)
 
 
 def compare(one: Path, other: Path, names: Sequence[str]) -> Verdict:
-    """Compares these tensors of two checkpoints bit by bit."""
+    """Compares tensors of two checkpoints bit by bit."""
     with open(one / checkpoint.TENSORS, "rb") as first, open(other / checkpoint.TENSORS, "rb") as second:
         ours, theirs = TensorFile(first), TensorFile(second)
         different = {}
@@ -87,22 +89,20 @@ def compare(one: Path, other: Path, names: Sequence[str]) -> Verdict:
     return Verdict(len(names), different)
 
 
-def _in_new_process(settings: Settings, images: Images, folder: Path, last: int) -> None:
-    """Where nothing is left of the processes before: no cache, no tuned choice of a kernel."""
+def _in_new_process(spec: RunSpec, images: Images, folder: Path, last: int) -> None:
+    """In a process that has nothing of those before: no cache, no kernels chosen by timing."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as process:
-        process.submit(_train, settings, images, folder, last).result()
+        process.submit(_train, spec, images, folder, last).result()
 
 
-def _train(settings: Settings, images: Images, folder: Path, last: int) -> None:
-    multiprocessing.set_start_method(None, force=True)  # else the workers, too, would be spawned, unlike those of fit
-    taken = [0]
-    with runs.hold(folder):
-        run = (
-            attrs.evolve(runs.open_run(folder), settings=settings)
-            if runs.is_begun(folder)
-            else provenance.new_run(settings, images, folder, [])
-        )
-        for event in loop.fit(run, images, stop=lambda: taken[-1] >= last):
-            if isinstance(event, loop.StepTaken | loop.Started):
-                taken.append(event.step)
+def _train(spec: RunSpec, images: Images, folder: Path, last: int) -> None:
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # otherwise the workers would be spawned too, unlike those of fit
+    done = 0
+    with run_folder.lock(folder):
+        run = run_folder.read(folder) if run_folder.is_started(folder) else provenance.new_run(spec, images, folder, [])
+        for event in fit(run, spec, images, stop=lambda: done >= last):
+            if isinstance(event, StepTaken | Started):
+                done = event.step

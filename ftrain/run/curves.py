@@ -1,0 +1,62 @@
+"""curves.png: loss, accuracy and learning rate of a run."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ftrain.disk.durable import write_file
+from ftrain.run import folder as run_folder
+from ftrain.run.folder import RunFolder
+from ftrain.text import shown
+
+
+def draw_curves(run: RunFolder) -> None:
+    """Writes curves.png into the run's folder, from its metrics.jsonl so far."""
+    lines, _ = run_folder.read_metrics(run)
+    steps = [line for line in lines if line["kind"] == "step"]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    middles = middle_steps(steps)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+        axes.plot(middles, [line[name] for line in steps], color="0.75", lw=1, label="train, logged")
+        for split, label in (("train", "train, epoch"), ("val", "validation")):
+            axes.plot(
+                [line["step"] for line in epochs],
+                [line[split][name] for line in epochs],
+                "o-",
+                ms=3,
+                label=label,
+            )
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+    loss.legend()
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rate.plot(middles, [line.get("lr", float("nan")) for line in steps])
+    rate.set(title="learning rate", xlabel="step")
+    rate.grid(alpha=0.3)
+    figure.suptitle(shown(f"{run.settings.model}: {run.path.name}"), parse_math=False)
+    save_figure(figure, run.path / "curves.png")
+
+
+def middle_steps(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The middle of the training steps that each line averages over. The last line of an epoch may average over fewer
+    than the others; at its last step, a mean of the learning rate would look like a kink."""
+    ends = [int(line["step"]) for line in lines]
+    return [(before + 1 + end) / 2 for before, end in zip([0, *ends], ends, strict=False)]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure to a PNG file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn instead
+        figure.savefig(buffer, format="png", dpi=110)
+    write_file(path, buffer.getvalue())

@@ -1,0 +1,138 @@
+"""From a request to the events of a run: a new run, or one that resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ftrain import models
+from ftrain.data.batches import Images
+from ftrain.data.source import Source
+from ftrain.errors import SettingsError
+from ftrain.run import folder as run_folder
+from ftrain.run import provenance
+from ftrain.run.custom import Custom
+from ftrain.run.events import Damaged, Event, Opened
+from ftrain.run.fit import fit
+from ftrain.run.folder import RunFolder
+from ftrain.run.resolve import as_usage, resolve
+from ftrain.run.settings import LOCATIONS, Settings, merge
+from ftrain.run.spec import RunSpec
+from ftrain.text import shown
+
+AUTO = "auto"
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+      asked: the settings that were given, by name.
+      custom: the caller's own network, loss, metrics and augmentation.
+      sources: training and validation images, if they are not located by settings.
+      resume: the folder of the run to resume; "auto" to start the run in `out`, to resume it, or to find it complete; ""
+        for a new run.
+      override: whether to resume although the result changes.
+      command: how the run was started, for config.json.
+    """
+
+    asked: Mapping[str, Any]
+    custom: Custom = attrs.field(factory=Custom)
+    sources: tuple[Source, Source] | None = None
+    resume: str = ""
+    override: bool = False
+    command: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if self.resume and self.resume != AUTO and "out" in self.asked:
+            raise SettingsError("`out` is for a new run; it cannot be given with `resume`")
+        if self.override and not self.resume:
+            raise SettingsError("`override=True` is for a run that resumes; give it with `resume=RUN`")
+
+
+def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Starts or resumes a run, and trains it to its end; arguments and errors as for `ftrain.events`."""
+    folder = folder_of(request)
+    with run_folder.lock(folder):
+        if request.resume and (request.resume != AUTO or run_folder.is_started(folder)):
+            before = run_folder.read(folder)
+            if before.damage:
+                yield Damaged(before.damage)
+            run, spec, images = _resumed(before, request)
+        else:
+            run, spec, images = _new(folder, request)
+        yield Opened(folder, spec)
+        yield from fit(run, spec, images, request.custom, stop=stop)
+
+
+def folder_of(request: Request) -> Path:
+    """The folder of the run.
+
+    Raises:
+      SettingsError: if there is no run to resume in it.
+    """
+    if request.resume and request.resume != AUTO:
+        if not run_folder.is_started(Path(request.resume)):
+            raise SettingsError(
+                f"`resume` must be the folder of a run, or auto; there is no run in {shown(request.resume)}"
+            )
+        return Path(request.resume)
+    settings = Settings(**request.asked)
+    if settings.out:
+        return Path(settings.out)
+    return Path("runs") / _model_folder(settings, request.custom) / (request.resume or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def _model_folder(settings: Settings, custom: Custom) -> str:
+    if custom.module is not None:
+        return type(custom.module).__name__.lower()
+    if models.is_own(settings.model):
+        return settings.model.rpartition(":")[2]
+    return as_usage(models.canonical, settings.model)
+
+
+def _new(folder: Path, request: Request) -> tuple[RunFolder, RunSpec, Images]:
+    run_folder.check_free(folder)
+    spec, images = resolve(Settings(**request.asked), request.custom, request.sources)
+    run = provenance.new_run(spec, images, folder, request.command, custom=request.custom, asked=request.asked)
+    return run, spec, images
+
+
+def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Images]:
+    auto = request.resume == AUTO
+    # The settings of the run apply where the request names none; but with `auto` and `override` the request is complete.
+    before = {} if auto and request.override else attrs.asdict(run.settings, recurse=False)
+    settings = Settings(**merge(before, request.asked))
+    check_can_reopen(run, request.custom)
+    if request.sources is None and before and not any(getattr(settings, name) for name in LOCATIONS):
+        raise SettingsError(
+            f"the images of {shown(run.path)} were passed from Python; pass the same images as `data` to ftrain.fit"
+        )
+    spec, images = resolve(settings, request.custom, request.sources)
+    resumed = provenance.resumed_run(
+        run,
+        spec,
+        images,
+        request.command,
+        custom=request.custom,
+        asked=request.asked,
+        asked_in_full=auto,
+        override=request.override,
+    )
+    return resumed, spec, images
+
+
+def check_can_reopen(run: RunFolder, custom: Custom) -> None:
+    """Raises SettingsError if the network of a run was passed from Python and is not passed again."""
+    recorded = run.config.get("custom", {}).get("model")
+    if recorded and custom.module is None and not models.is_own(run.config["settings"]["model"]):
+        raise SettingsError(
+            f"the network of {shown(run.path)} is {shown(recorded['name'])}, a module that was passed from Python; "
+            "pass it "
+            "again as `model`, to ftrain.fit or ftrain.open_run"
+        )

@@ -1,0 +1,200 @@
+"""A run as it is shown while it trains: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from ftrain.data.cache import Caching
+from ftrain.run.events import (
+    Compiled,
+    Compiling,
+    Damaged,
+    EpochEnded,
+    Evaluating,
+    Event,
+    ImageSkipped,
+    Logged,
+    Opened,
+    Started,
+    StepTaken,
+    Stopped,
+)
+from ftrain.text import readable, shown
+
+PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
+LARGE_CACHE = 10_000_000  # bytes of decoded images from which building the cache is announced
+
+
+def with_progress(
+    events: Iterable[Event],
+    *,
+    words: Callable[[str], str] = lambda text: text,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """The events of a run, each shown before it is passed on.
+
+    Args:
+      words: how to word notes and warnings, which name settings in backticks.
+      stopping: whether the run has been asked to stop, which a progress bar shows at once.
+    """
+    yield from _on_terminal(events, words, stopping) if sys.stdout.isatty() else _in_lines(events, words)
+
+
+def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | None:
+    """An event in words; None for those that are only shown in a progress bar.
+
+    Args:
+      folder: of the run.
+      epochs: of the run.
+      seconds: since the last epoch ended.
+    """
+    match event:
+        case Opened():
+            return f"run: {shown(folder)}"
+        case Started():
+            return _headline(event)
+        case ImageSkipped(cause):
+            return f"skipped: {cause}"
+        case Damaged(cause):
+            return f"warning: {cause}"
+        case Compiled(what, took):
+            return f"compiled the {what} step in {took:.0f} s"
+        case EpochEnded():
+            best = "  best" if event.best_epoch == event.epoch else ""
+            return (
+                f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  "
+                f"train loss {event.train['loss']:.4f} accuracy {event.train['accuracy']:6.1%}   "
+                f"val loss {event.val['loss']:.4f} accuracy {event.val['accuracy']:6.1%}  {seconds:5.1f} s{best}"
+            )
+        case _:
+            return None
+
+
+def summary(last: EpochEnded | Stopped | None, folder: Path) -> str:
+    """How a run ended, and what to do next.
+
+    Args:
+      last: the last event of its kinds; None if there was nothing left to do.
+    """
+    match last:
+        case None:
+            return f"the run in {shown(folder)} is complete; there is nothing left to do"
+        case Stopped(0):
+            return "stopped before the first step"
+        case Stopped(step):
+            return f"stopped after step {step}; to resume: ftrain fit --resume {shown(folder)}"
+        case EpochEnded():
+            return (
+                f"done: validation accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best "
+                f"(epoch {last.best_epoch}); everything is in {shown(folder)}\n"
+                f"next: ftrain evaluate {shown(folder)}, or ftrain predict {shown(folder)} IMAGE..."
+            )
+
+
+def _headline(event: Started) -> str:
+    spec = event.spec
+    lines = [
+        f"{shown(spec.model)} ({event.parameters / 1e6:.1f} M parameters) on {spec.train_examples} images of "
+        f"{len(spec.classes)} classes, {event.val_examples} for validation; {spec.image_size} px, "
+        f"batch {spec.batch_size}, {spec.optimizer}, {spec.precision}, {spec.device}"
+    ]
+    if event.weights is not None:
+        lines.append(f"weights: {event.weights}; weights.json lists them by name")
+    if event.step:
+        lines.append(f"resuming from step {event.step} of {spec.total_steps}")
+    return "\n".join(lines)
+
+
+def _numbers(line: dict[str, object]) -> str:
+    values = {"lr": float("nan"), **line}
+    return "loss {loss:.4f}  accuracy {accuracy:.1%}  lr {lr:.2e}  {images_per_second:.0f} images/s".format(**values)
+
+
+def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Iterator[Event]:
+    folder, epochs = Path(), 0
+    epoch_start = last_line = time.monotonic()
+    for event in events:
+        if isinstance(event, Opened):
+            folder, epochs = event.folder, event.spec.epochs
+            for note in event.spec.notes:
+                print(words(note), file=sys.stderr, flush=True)
+        text = describe(event, folder, epochs, time.monotonic() - epoch_start)
+        may_print = time.monotonic() - last_line > PLAIN_INTERVAL
+        match event:
+            case Logged(line) if may_print:
+                text = f"epoch {line['epoch']}/{epochs}  step {line['step']}  {_numbers(line)}"
+            case Compiling(what):
+                text = f"compiling the {what} step, which can take minutes ..."
+            case Caching(0, total, size, place) if size > LARGE_CACHE:
+                text = f"caching {total} decoded images in {place}: {readable(size)}"
+            case Caching(done, total) if may_print:
+                text = f"caching decoded images: {done / total:.0%}"
+            case EpochEnded():
+                epoch_start = time.monotonic()
+            case _:
+                pass
+        if text is not None:
+            last_line = time.monotonic()
+            print(words(text), file=sys.stderr if isinstance(event, Damaged) else sys.stdout, flush=True)
+        yield event
+
+
+class _Stopping(TextColumn):
+    """Says that the run is stopping. The progress bar redraws itself even while a step takes long."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        super().__init__("")
+        self.stopping = stopping
+
+    def render(self, task: Task) -> Text:
+        return Text("stopping after this step; a second signal stops immediately" if self.stopping() else "")
+
+
+def _on_terminal(events: Iterable[Event], words: Callable[[str], str], stopping: Callable[[], bool]) -> Iterator[Event]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(compact=True),
+        _Stopping(stopping),
+    )
+    with Progress(*columns, console=Console(), transient=True) as progress:
+        task = progress.add_task("starting", total=None, numbers="")
+        folder, epochs, epoch_start = Path(), 0, time.monotonic()
+        for event in events:
+            if isinstance(event, Opened):
+                folder, epochs = event.folder, event.spec.epochs
+                for note in event.spec.notes:
+                    progress.console.print(words(note), markup=False, highlight=False)
+            if (text := describe(event, folder, epochs, time.monotonic() - epoch_start)) is not None:
+                progress.console.print(words(text), markup=False, highlight=False)
+            match event:
+                case Started():
+                    total, step = event.spec.total_steps, event.step
+                    progress.update(task, description="starting", total=total, completed=step, numbers="")
+                case StepTaken(step, epoch):
+                    progress.update(task, completed=step, description=f"epoch {epoch}/{epochs}")
+                case Logged(line):
+                    progress.update(task, numbers=_numbers(line))
+                case Compiling(what):
+                    progress.update(task, description=f"compiling the {what} step, which can take minutes")
+                case Compiled(what):
+                    progress.update(task, description="training" if what == "training" else "validating")
+                case Caching(done, total, size, place):
+                    progress.update(task, description="caching decoded images", total=total, completed=done)
+                    progress.update(task, numbers=f"{readable(size)} in {place}")
+                case Evaluating(epoch):
+                    progress.update(task, description=f"epoch {epoch}/{epochs} validating")
+                case EpochEnded():
+                    epoch_start = time.monotonic()
+                case _:
+                    pass
+            yield event
