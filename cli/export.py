@@ -23,7 +23,7 @@ def export(
         typer.Option(
             "--format",
             metavar="|".join(FORMATS),
-            help="onnx and torch-export take uint8 images and include the normalisation; safetensors holds the tensors, "
+            help="onnx and torch-export take uint8 images and include the normalisation; safetensors has the tensors, "
             "under torchvision's names, and the normalisation as metadata.",
         ),
     ] = "safetensors",

@@ -76,8 +76,8 @@ class Loaded:
 
 @attrs.frozen(eq=False)
 class LoadedNetwork:
-    """A network that was read: its tensors, the step of its state, and the damaged checkpoints that were tried before it,
-    with causes."""
+    """A network that was read: its tensors, the step of its state, and the damaged checkpoints that were tried before
+    it, with causes."""
 
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -146,8 +146,8 @@ def load(folder: Path, template: TrainState) -> TrainState:
 def load_network(
     folder: Path, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers of the network in a checkpoint's folder, or their averages if it has any. No optimizer state
-    is read.
+    """Parameters and buffers of the network in a checkpoint's folder, or their averages if it has any. No optimizer
+    state is read.
 
     Args:
       params, buffers: tensors of the same network, as templates: the names, shapes, dtypes and devices to expect.
@@ -189,8 +189,8 @@ def _open(folder: Path) -> Iterator[TensorFile]:
 def _check_kinds(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, str]) -> None:
     if problems := _differences(expected, found):
         raise CheckpointError(
-            f"{shown(folder / TENSORS)} is of another network or optimizer: {'; '.join(problems[:3])}. A new run can begin "
-            "with this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+            f"{shown(folder / TENSORS)} is of a different network or optimizer: {'; '.join(problems[:3])}. A new run can "
+            "start from this network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
         )
 
 

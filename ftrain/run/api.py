@@ -101,9 +101,10 @@ def fit(
       data: a folder that contains train/ and val/, or a pair of training and validation images, each a folder of class
         folders, a pair (images, labels) of arrays, an indexable data set of (image, label), or a `Source`.
       loss: a name, or a function (logits [B, C], labels [B]) -> [B].
-      metrics: by name, functions (logits [B, C], labels [B]) -> [B], averaged over the examples beside loss and accuracy.
-      augment: a function (key, images [B, 3, S, S]) -> images that runs on the device in every training step; images are
-        uint8 or float from 0 to 255.
+      metrics: by name, functions (logits [B, C], labels [B]) -> [B], averaged over the examples beside loss and
+        accuracy.
+      augment: a function (key, images [B, 3, S, S]) -> images that runs on the device in every training step; images
+        are uint8 or float from 0 to 255.
       resume: the folder of a run to resume; "auto" to start the run in `out`, resume it, or find it complete.
       override: with `resume`, whether to resume although changed settings or data change the result.
       progress: whether to show progress.
@@ -208,8 +209,8 @@ class Run:
     @property
     def metrics(self) -> dict[str, list[Any]]:
         """The lines of metrics.jsonl as columns of equal length, ready for `pandas.DataFrame(run.metrics)`. A line of
-        kind "step" has loss, accuracy, lr ...; one of kind "epoch" has train_loss, val_loss, val_accuracy ...; what a line
-        does not have is nan."""
+        kind "step" has loss, accuracy, lr ...; one of kind "epoch" has train_loss, val_loss, val_accuracy ...; what a
+        line does not have is nan."""
         lines = [_flat(line) for line in run_folder.read_metrics(self._run)[0]]
         names = list(dict.fromkeys(name for line in lines for name in line))
         return {name: [line.get(name, float("nan")) for line in lines] for name in names}
@@ -258,7 +259,10 @@ class Run:
         if isinstance(images, str | os.PathLike):
             raise SettingsError("`images` must be a list of images; got a single path. Put it in a list")
         rankings = inference.predict(self.restored(last=last), images, top=top)
-        return [as_json(image, position, ranking) for position, (image, ranking) in enumerate(zip(images, rankings))]
+        return [
+            as_json(image, position, ranking)
+            for position, (image, ranking) in enumerate(zip(images, rankings, strict=True))
+        ]
 
     def evaluate(self, data: Any = None, *, last: bool = False, workers: int | None = None) -> Evaluation:
         """Evaluates the network on labelled images.

@@ -36,8 +36,8 @@ class Report:
 
     Attributes:
       step: the training step alone, on a batch in memory.
-      alternatives: for each setting that was tried, how many times as fast the step is with it, timed in turn; or why it
-        could not be measured.
+      alternatives: for each setting that was tried, how many times as fast the step is with it, timed in turn; or why
+        it could not be measured.
       decoding: the input pipeline from the files, as in a first epoch or without a cache.
       cached: the input pipeline from decoded images in memory; None without a cache, or without room for one.
       both: the two together.

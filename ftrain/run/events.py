@@ -1,4 +1,5 @@
-"""What happens in a run, as values: `ftrain.events` yields them, and everything that shows or records a run reads them."""
+"""What happens in a run, as values: `ftrain.events` yields them, and everything that shows or records a run reads
+them."""
 
 from __future__ import annotations
 

@@ -122,8 +122,8 @@ def _find_position(run: RunFolder, program: Program, images: Images) -> Generato
 
 
 def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) -> tuple[bool, tuple[int, str]]:
-    """Restores what a manifest records beside the state; returns whether the epoch that ends at its step, if one does, has
-    been evaluated, and the seal of metrics.jsonl.
+    """Restores what a manifest records beside the state; returns whether the epoch that ends at its step, if one does,
+    has been evaluated, and the seal of metrics.jsonl.
 
     Raises:
       CheckpointError: if the manifest lacks something.

@@ -169,8 +169,8 @@ def append_metrics(run: RunFolder, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_metrics(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
-    """The lines of metrics.jsonl (none if there is no such file), and the number of lines that cannot be read. A last line
-    that was cut off while it was written counts as neither."""
+    """The lines of metrics.jsonl (none if there is no such file), and the number of lines that cannot be read. A last
+    line that was cut off while it was written counts as neither."""
     try:
         data = (run.path / METRICS).read_bytes()
     except FileNotFoundError:

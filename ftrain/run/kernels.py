@@ -1,8 +1,9 @@
-"""Which of torch's kernels a run uses on its device, by the rules that benchmarks/layout.py and benchmarks/step.py found.
+"""Which of torch's kernels a run uses on its device, by the rules that benchmarks/layout.py and benchmarks/step.py
+found.
 
-The choice changes the last bits of a result, so nothing is chosen by timing at the start of a run, except what cuDNN and
-the compiler try on a GPU: on a CPU, and on a GPU with `deterministic`, the same command gives the same bits. `ftrain
-bench` measures the alternatives on the machine at hand.
+The choice changes the last bits of a result, so nothing is chosen by timing at the start of a run, except what cuDNN
+and the compiler try on a GPU: on a CPU, and on a GPU with `deterministic`, the same command gives the same bits.
+`ftrain bench` measures the alternatives on the machine at hand.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def report(spec: RunSpec) -> dict[str, Any]:
 
 @contextmanager
 def using(spec: RunSpec) -> Iterator[None]:
-    """Sets torch's global choice of kernels to that of a run, and restores it at the end. Compiled code is cached in the
-    user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another or that folder cannot be made."""
+    """Sets torch's global choice of kernels to that of a run, and restores it at the end. Compiled code is cached in
+    the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another or that folder cannot be made."""
     if spec.compile and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         with suppress(OSError):  # torch has a folder of its own
             folder = platformdirs.user_cache_path("ftrain") / "compiled"

@@ -35,8 +35,8 @@ class Request:
       asked: the settings that were given, by name.
       custom: the caller's own network, loss, metrics and augmentation.
       sources: training and validation images, if they are not located by settings.
-      resume: the folder of the run to resume; "auto" to start the run in `out`, to resume it, or to find it complete; ""
-        for a new run.
+      resume: the folder of the run to resume; "auto" to start the run in `out`, to resume it, or to find it complete;
+        "" for a new run.
       override: whether to resume although the result changes.
       command: how the run was started, for config.json.
     """
@@ -105,7 +105,8 @@ def _new(folder: Path, request: Request) -> tuple[RunFolder, RunSpec, Images]:
 
 def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Images]:
     auto = request.resume == AUTO
-    # The settings of the run apply where the request names none; but with `auto` and `override` the request is complete.
+    # The settings of the run apply where the request names none; but with `auto` and `override` the request is
+    # complete.
     before = {} if auto and request.override else attrs.asdict(run.settings, recurse=False)
     settings = Settings(**merge(before, request.asked))
     check_can_reopen(run, request.custom)

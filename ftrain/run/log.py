@@ -49,8 +49,8 @@ class Log:
         return time.monotonic() - self.last_read > READ_INTERVAL
 
     def read(self) -> tuple[list[dict[str, Any]], int | None]:
-        """The complete lines since the last read, and the first step since then whose loss or gradient was not finite; there
-        are no lines from that step on."""
+        """The complete lines since the last read, and the first step since then whose loss or gradient was not finite;
+        there are no lines from that step on."""
         bad = self._first_nonfinite()
         lines: list[dict[str, Any]] = []
         for step, total, when in self.waiting:

@@ -232,8 +232,8 @@ def _in_folders(settings: Settings, train: str | Path, val: str | Path) -> Setti
 
 
 def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int64]:
-    """Looks for bad images where that is quick: empty files, and the headers of up to HEADERS images, evenly spread over
-    the data. Returns their heights and widths, int64 [images, 2].
+    """Looks for bad images where that is quick: empty files, and the headers of up to HEADERS images, evenly spread
+    over the data. Returns their heights and widths, int64 [images, 2].
 
     Raises:
       DataError: if there is a bad image, unless bad images are skipped.

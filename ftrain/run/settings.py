@@ -267,7 +267,7 @@ class Settings:
     weight_decay: float | None = _setting(
         None,
         "Training",
-        "Weight decay, applied to weights but not to norms and biases. Default: 0.05 for adamw, 0.0001 for sgd, else 0.",
+        "Weight decay of weights, but not of norms and biases. Default: 0.05 for adamw, 0.0001 for sgd, else 0.",
         _number(0.0),
     )
     momentum: float = _setting(0.9, "Training", "Nesterov momentum of sgd; 0 for none.", _number(0.0, below=1.0))
@@ -388,8 +388,8 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `below`, overridden by those of `above`. The images are located either by `train_dir` and `val_dir`
-    or by `data` and `dataset`; giving one pair removes the other."""
+    """The settings of `below`, overridden by those of `above`. The images are located either by `train_dir` and
+    `val_dir` or by `data` and `dataset`; giving one pair removes the other."""
     one, other = {"train_dir", "val_dir"}, {"data", "dataset"}
     hidden = (other if one & above.keys() else set()) | (one if other & above.keys() else set())
     return {**{name: value for name, value in below.items() if name not in hidden}, **above}

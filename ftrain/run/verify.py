@@ -46,8 +46,8 @@ class Verdict:
 
 
 def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part | Verdict]:
-    """Takes the first `steps` training steps of a run without a stop, and again with a stop in the middle; then compares
-    the states. The verdict comes last.
+    """Takes the first `steps` training steps of a run without a stop, and again with a stop in the middle; then
+    compares the states. The verdict comes last.
 
     Each part has a process of its own, and the one after the stop another number of workers.
 
@@ -97,12 +97,11 @@ def _in_new_process(spec: RunSpec, images: Images, folder: Path, last: int) -> N
 
 
 def _train(spec: RunSpec, images: Images, folder: Path, last: int) -> None:
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # otherwise the workers would be spawned too, unlike those of fit
-    done = 0
+    multiprocessing.set_start_method(None, force=True)  # otherwise the workers, too, would be spawned, unlike fit's
+    done = [0]
     with run_folder.lock(folder):
-        run = run_folder.read(folder) if run_folder.is_started(folder) else provenance.new_run(spec, images, folder, [])
-        for event in fit(run, spec, images, stop=lambda: done >= last):
+        started = run_folder.is_started(folder)
+        run = run_folder.read(folder) if started else provenance.new_run(spec, images, folder, [])
+        for event in fit(run, spec, images, stop=lambda: done[-1] >= last):
             if isinstance(event, StepTaken | Started):
-                done = event.step
+                done.append(event.step)
