@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
     from ftrain.metrics import Metrics
     from ftrain.mix import cutmix, mixup
-    from ftrain.module import functionalize, normalized
+    from ftrain.module import functionalize, normalized, to_module
     from ftrain.optim import (
         Optimizer,
         Transform,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         matrices_only,
         sgd,
     )
+    from ftrain.pytree import frozen
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
     from ftrain.state import DonatedError, TrainState, averaged, init_state
     from ftrain.steps import eval_step, predict_step, train_step
@@ -33,7 +34,7 @@ _NAMES_IN = {
     "losses": ["binary_cross_entropy", "cross_entropy", "mean_squared_error"],
     "metrics": ["Metrics"],
     "mix": ["cutmix", "mixup"],
-    "module": ["functionalize", "normalized"],
+    "module": ["functionalize", "normalized", "to_module"],
     "optim": [
         "Optimizer",
         "Transform",
@@ -46,6 +47,7 @@ _NAMES_IN = {
         "matrices_only",
         "sgd",
     ],
+    "pytree": ["frozen"],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
     "state": ["DonatedError", "TrainState", "averaged", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],

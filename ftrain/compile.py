@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-from torch.utils import _pytree as pytree
 
-from ftrain.state import bury, check_alive
+from ftrain.state import check_valid, invalidate
+from ftrain.steps import train_step
+from ftrain.torch_private import pytree
 
 Result = TypeVar("Result")
+AnyStep = TypeVar("AnyStep", bound=Callable[..., Any])
+
+_DONATING: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def donating(step: AnyStep) -> AnyStep:
+    """Declares that a step has an argument `donate`, as `train_step` has, which `compile_step` then sets.
+
+    >>> @donating
+    ... def step(state, batch, *, donate=False):
+    ...     return state, batch
+    """
+    _DONATING.add(step)
+    return step
+
+
+donating(train_step)
 
 
 def compile_step(
     step: Callable[[Any, Any], Result], *, donate: bool = False, mode: str | None = None, backend: str = "inductor"
 ) -> Callable[[Any, Any], Result]:
-    """The step as one graph: forward, backward, update and metrics, without a break and without a recompile while the
-    shapes stay as they are.
+    """The step as one graph: forward, backward, update and metrics, without a graph break, and without recompiling as
+    long as the shapes stay the same.
 
     Args:
       step: `(state, batch) -> result`, its other arguments bound with `functools.partial`.
-      donate: for a step that returns (state, metrics), where the state is an instance of a class such as `TrainState`:
-        the new state is written into the memory of the old one, as by JAX's donation. The numbers are the same; the old
-        state is gone, and touching it raises `DonatedError`. A step that takes an argument `donate`, as `train_step`
-        does, writes where it stands; what others return is copied.
+      donate: for a step that returns (state, metrics), where the state is an instance of a class made with
+        `ftrain.frozen`, such as `TrainState`: the new state is written into the memory of the old one, as by JAX's
+        donation. The numbers are the same; the old state is then invalid, and using it raises `DonatedError`.
+        `train_step`, and a step declared with `ftrain.compile.donating`, writes its results in place; the results of
+        other steps are copied.
       mode: of `torch.compile`, such as "max-autotune-no-cudagraphs".
       backend: of `torch.compile`.
 
@@ -35,51 +54,63 @@ def compile_step(
 
     Raises:
       ValueError: for a mode with CUDA graphs, which write into the memory of earlier results.
+
+    >>> step = compile_step(lambda state, batch: state + batch, backend="eager")
+    >>> step(torch.tensor(1.0), torch.tensor(2.0))
+    tensor(3.)
     """
     if mode in ("reduce-overhead", "max-autotune"):
         raise ValueError(
-            f"mode {mode!r} uses CUDA graphs, which would write over states that are still in use; give "
+            f"`mode` {mode!r} uses CUDA graphs, which would overwrite states that are still in use; use "
             "'max-autotune-no-cudagraphs' or None"
         )
     options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend, "mode": mode}
-    if "donate" in inspect.signature(step, follow_wrapped=False).parameters:
+    function: Any = step
+    while isinstance(function, functools.partial):
+        function = function.func
+    if function in _DONATING:
         step = functools.partial(cast(Callable[..., Result], step), donate=donate)
-    if not donate:
-        compiled = torch.compile(step, **options)
+    compiled = _compiled_donating(step, options) if donate else _compiled(step, options)
+    return functools.wraps(function)(compiled)
 
-        @functools.wraps(_function(step))
-        def run(state: Any, batch: Any) -> Result:
-            check_alive(state)
-            # Without no_grad the compiler would also build a backward pass of the whole step.
-            with torch.no_grad():
-                return compiled(state, batch)
 
-        return run
+def _compiled(step: Callable[[Any, Any], Any], options: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    compiled = torch.compile(step, **options)
 
-    def step_into(state: Any, batch: Any, never: torch.Tensor) -> Any:
-        result: Any = step(state, batch)
-        new_state, metrics = result
+    def run(state: Any, batch: Any) -> Any:
+        check_valid(state)
+        # Without no_grad the compiler would also build a backward pass of the whole step.
+        with torch.no_grad():
+            return compiled(state, batch)
+
+    return run
+
+
+def _compiled_donating(step: Callable[[Any, Any], Any], options: dict[str, Any]) -> Callable[[Any, Any], Any]:
+    def step_in_place(state: Any, batch: Any, never: torch.Tensor) -> Any:
+        new_state, metrics = step(state, batch)
         leaves, structure = pytree.tree_flatten(state)
         new_leaves, new_structure = pytree.tree_flatten(new_state)
-        assert new_structure == structure, f"a donated state keeps its structure; {structure} became {new_structure}"
+        assert new_structure == structure, (
+            f"the structure of a donated state changed from {structure} to {new_structure}"
+        )
         pairs = zip(leaves, new_leaves, strict=True)
-        # A new leaf may be the memory of another old leaf, so all are computed before any is written. A clone would say
-        # so, but inductor before torch 2.15 drops clones of inputs that it writes into later. A choice that the
-        # compiler cannot foresee stays, and costs nothing: it is fused into the kernel that computes the new leaf.
+        # A new leaf may be the memory of another old leaf, so all are computed before any is written. A clone would
+        # say so, but inductor before torch 2.15 drops clones of inputs that it writes into later. A condition that the
+        # compiler cannot foresee stays, and is free: it is fused into the kernel that computes the new leaf.
         changed = [(old, torch.where(never, old, new)) for old, new in pairs if new is not old]
         for old, new in changed:
             old.copy_(new)
         return metrics
 
-    compiled_into = torch.compile(step_into, **options)
+    compiled = torch.compile(step_in_place, **options)
 
-    @functools.wraps(_function(step))
-    def run_into(state: Any, batch: Any) -> Any:
-        check_alive(state)
+    def run(state: Any, batch: Any) -> Any:
+        check_valid(state)
         if isinstance(state, tuple | list | dict):
             raise TypeError(
-                f"a {type(state).__name__} cannot be donated, since nothing could keep it from being used again; make "
-                "the state a class with ftrain.pytree.frozen, or compile the step with donate=False"
+                f"a {type(state).__name__} cannot be donated, because nothing could prevent its further use; make the "
+                "state an instance of a class decorated with ftrain.frozen, or compile the step with donate=False"
             )
         step_number = getattr(state, "step", None)
         if isinstance(step_number, torch.Tensor):
@@ -87,13 +118,9 @@ def compile_step(
         leaves, structure = pytree.tree_flatten(state)
         never = torch.zeros((), dtype=torch.bool, device=leaves[0].device)
         with torch.no_grad():
-            metrics = compiled_into(state, batch, never)
+            metrics = compiled(state, batch, never)
         new_state = pytree.tree_unflatten(leaves, structure)
-        bury(state, step_number)
+        invalidate(state, step_number)
         return new_state, metrics
 
-    return run_into
-
-
-def _function(step: Any) -> Any:
-    return step.func if isinstance(step, functools.partial) else step
+    return run

@@ -1,13 +1,12 @@
-"""Random operations of a network, answered from a key in place of torch's global generators.
+"""The random operations of a network, drawn from a key instead of torch's global generators.
 
-`keyed_draws(key)` is entered around a forward pass. The n-th draw of the pass uses `fold_in(key, n)`, so a draw depends
-on the key and on where it stands in the network, and on nothing else.
+A forward pass runs inside `keyed_draws(key)`. Its n-th draw uses `fold_in(key, n)`, so a draw depends only on the key and
+on its position in the network.
 """
 
 from __future__ import annotations
 
 import math
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import ftrain.random
+from ftrain.torch_private import FRACTIONAL_MAX_POOLS, without_override_check
 from ftrain.tracing import tracing
 
-# The public operations that torch marks as seeded by a generator; tests/test_module.py compares the list with the mark.
+# The public operations that torch tags as seeded by a generator; tests/test_module.py compares the list with the tags.
 UNKNOWN_RANDOM = frozenset(
     [
         "alpha_dropout",
@@ -71,7 +71,7 @@ RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 class keyed_draws(TorchFunctionMode):
-    """A context in which dropout and its kin draw from `key`, and any other random operation is an error."""
+    """A context in which all kinds of dropout draw from `key`, and other random operations are errors."""
 
     def __init__(self, key: Tensor | None) -> None:
         super().__init__()
@@ -84,15 +84,15 @@ class keyed_draws(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _KEYED:
             return _KEYED[func](self, *args, **kwargs)
-        if func in _BODIES:
+        if func in _COMPOSED:
             with self:
-                return _BODIES[func](*args, **kwargs)
+                return _COMPOSED[func](*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in UNKNOWN_RANDOM:
             raise NotImplementedError(
-                f"the network calls the random operation {name}, which ftrain cannot draw from a key; use one of "
-                "dropout, alpha and feature dropout, stochastic depth (bernoulli), rrelu or attention dropout, or "
-                "draw the numbers outside of the network and pass them in as inputs"
+                f"the network calls the random operation {name}, which ftrain cannot draw from a key; use dropout, "
+                "alpha or feature dropout, stochastic depth (bernoulli), rrelu or attention dropout, or draw the "
+                "numbers outside the network and pass them in as inputs"
             )
         if name in RECURRENT:
             _refuse_recurrent_dropout(name, args)
@@ -101,20 +101,20 @@ class keyed_draws(TorchFunctionMode):
     def next_key(self, purpose: str) -> Tensor:
         if self.key is None:
             raise ValueError(
-                f"the network draws random numbers ({purpose}), and there is no key to draw them from; "
-                "pass key=ftrain.random.key(seed) to apply"
+                f"the network draws random numbers ({purpose}) but was given no key to draw them from; pass "
+                "key=ftrain.random.key(seed) to apply"
             )
         self.count += 1
         return ftrain.random.fold_in(self.key, self.count - 1)
 
 
-def _keep(mode: keyed_draws, purpose: str, p: float, shape: Sequence[int], like: Tensor) -> Tensor:
+def _kept(mode: keyed_draws, purpose: str, p: float, shape: Sequence[int], like: Tensor) -> Tensor:
     """1 with probability 1 - p, else 0, in the dtype of `like`."""
     return ftrain.random.bernoulli(mode.next_key(purpose), 1.0 - p, shape).to(like.dtype)
 
 
 def _scaled(mode: keyed_draws, purpose: str, input: Tensor, p: float, shape: Sequence[int], inplace: bool) -> Tensor:
-    factor = _keep(mode, purpose, p, shape, input) * (1.0 / (1.0 - p) if p < 1.0 else 0.0)
+    factor = _kept(mode, purpose, p, shape, input) * (1.0 / (1.0 - p) if p < 1.0 else 0.0)
     return input.mul_(factor) if inplace else input * factor
 
 
@@ -129,23 +129,24 @@ def _torch_dropout(mode: keyed_draws, input: Tensor, p: float, train: bool) -> T
 
 
 def _feature_dropout(unbatched_ndim: int | None) -> Callable[..., Tensor]:
-    """Dropout of whole channels. An input with `unbatched_ndim` dimensions has channels first, any other a batch."""
+    """Dropout of whole channels. The first dimension of an input is the channels if it has `unbatched_ndim` dimensions,
+    and the batch otherwise."""
 
     def dropout(
         mode: keyed_draws, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         if not training or p == 0.0:
             return input
-        kept = 1 if input.ndim == unbatched_ndim else 2
-        shape = (*input.shape[:kept], *(1 for _ in input.shape[kept:]))
+        leading = 1 if input.ndim == unbatched_ndim else 2
+        shape = (*input.shape[:leading], *(1 for _ in input.shape[leading:]))
         return _scaled(mode, "feature dropout", input, p, shape, inplace)
 
     return dropout
 
 
 def _alpha_dropout(feature: bool) -> Callable[..., Tensor]:
-    """Klambauer et al., Self-normalizing neural networks (2017), section 3: dropped units take the value that SELU
-    saturates at, and an affine map keeps mean and variance."""
+    """Klambauer et al., Self-normalizing neural networks (2017), section 3: dropped units get the value at which SELU
+    saturates, and an affine map preserves mean and variance."""
     saturation = -1.7580993408473766  # -(scale * alpha) of SELU
 
     def dropout(
@@ -154,9 +155,9 @@ def _alpha_dropout(feature: bool) -> Callable[..., Tensor]:
         if not training or p == 0.0:
             return input
         shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if feature else input.shape
-        keep = _keep(mode, "alpha dropout", p, shape, input)
+        kept = _kept(mode, "alpha dropout", p, shape, input)
         scale = 1.0 / math.sqrt((saturation**2 * p + 1.0) * (1.0 - p)) if p < 1.0 else 0.0
-        output = scale * (input * keep + saturation * (1.0 - keep) - p * saturation)
+        output = scale * (input * kept + saturation * (1.0 - kept) - p * saturation)
         return input.copy_(output) if inplace else output
 
     return dropout
@@ -188,7 +189,7 @@ def _bernoulli(mode: keyed_draws, input: Tensor, p: float | None = None, *, gene
 
 
 def _empty(mode: keyed_draws, *args: Any, **kwargs: Any) -> Tensor:
-    # A tensor made in the forward pass for a draw to be written into needs vmap's batch dimension, if the key has one.
+    # The network may create a tensor to write draws into. Under vmap over keys it needs the batch dimension too.
     simple = mode.key is not None and kwargs.keys() <= {"dtype", "device"}
     if not simple or mode.key is None:
         return torch.empty(*args, **kwargs)
@@ -207,8 +208,8 @@ def _attention(
     is_causal: bool = False,
     **kwargs: Any,
 ) -> Tensor:
-    # torch's fused kernels have no second derivative, and that for the CPU has no rule for vmap. A compiled graph on
-    # another device keeps them: they are what makes it fast.
+    # torch's fused kernels have no second derivative, and the CPU's has no rule for vmap. Compiled graphs on other
+    # devices keep them for their speed.
     plain = tracing(query) and (query.device.type == "cpu" or not torch.compiler.is_compiling())
     if dropout_p == 0.0 and not plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, **kwargs)
@@ -234,28 +235,10 @@ def _refuse_recurrent_dropout(name: str, args: Sequence[Any]) -> None:
     dropout, train = args[has_biases + 2 : has_biases + 4]
     if train and dropout > 0:
         raise NotImplementedError(
-            f"the network's {name} drops out between its layers inside one fused operation, which ftrain cannot draw "
-            "from a key; set its dropout to 0 and put nn.Dropout between single-layer modules"
+            f"the network's {name} applies dropout between its layers inside one fused operation, which ftrain cannot "
+            "draw from a key; set its dropout to 0 and put nn.Dropout between single-layer modules"
         )
 
-
-def _body(function: Any) -> Any:
-    """The body of a function of torch.nn.functional, which lets the calls that it makes meet the mode again.
-
-    Inside `__torch_function__` the mode is off; re-entered, it would meet the same function for ever. So the copy skips
-    only the check that stands at the head of the function.
-    """
-    names = {**function.__globals__, **dict.fromkeys(_CHECKS, _nothing_overrides)}
-    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _nothing_overrides(*_: Any) -> bool:
-    return False
-
-
-_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
 
 _KEYED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.dropout: _dropout,
@@ -271,11 +254,15 @@ _KEYED: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.bernoulli: _bernoulli,
     torch.empty: _empty,
 }
-_BODIES: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.multi_head_attention_forward: _body(F.multi_head_attention_forward),
-    F.gumbel_softmax: _body(F.gumbel_softmax),
-    F.fractional_max_pool2d: _body(F._fractional_max_pool2d),  # type: ignore[attr-defined]
-    F.fractional_max_pool3d: _body(F._fractional_max_pool3d),  # type: ignore[attr-defined]
-    F.fractional_max_pool2d_with_indices: _body(F.fractional_max_pool2d_with_indices),
-    F.fractional_max_pool3d_with_indices: _body(F.fractional_max_pool3d_with_indices),
+# Functions made of several operations, which are drawn from the key one by one.
+_COMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {
+    function: without_override_check(FRACTIONAL_MAX_POOLS.get(function, function))
+    for function in (
+        F.multi_head_attention_forward,
+        F.gumbel_softmax,
+        F.fractional_max_pool2d,
+        F.fractional_max_pool3d,
+        F.fractional_max_pool2d_with_indices,
+        F.fractional_max_pool3d_with_indices,
+    )
 }

@@ -1,6 +1,8 @@
-"""Metrics as sums on the device: added up over batches, read once, divided at the end."""
+"""Metrics as sums on the device: added over batches, read once, divided at the end."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -8,30 +10,50 @@ from torch import Tensor
 
 from ftrain.pytree import frozen
 
+Metric = Callable[[Float[Tensor, "B C"], Tensor], Tensor]
+
+RESERVED_NAMES = frozenset(
+    ["accuracy", "correct", "count", "grad_norm", "loss", "lr", "nonfinite", "steps", "top5"],
+)
+
 
 @frozen
 class Metrics:
-    """Sums over examples and steps. `a + b` merges two; `compute` divides.
+    """Sums over examples and over steps. `a + b` merges two; `compute` divides.
 
     The sums are float64 (float32 on Apple's GPUs), so that batch size and order do not show in the result.
+
+    Attributes:
+      loss: the sum of the losses, each times its example's weight.
+      correct: the number of examples whose largest logit is the label's.
+      count: the number of examples.
+      nonfinite: the number of batches whose loss or gradient was not finite.
+      per_example: further sums over examples: top5, and your own metrics.
+      per_step: sums over training steps: steps, lr, grad_norm.
+
+    >>> logits, labels = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
+    >>> batch = measure(logits, labels, losses=torch.tensor([0.5, 1.5]), weights=torch.ones(2))
+    >>> (batch + batch).compute()
+    {'loss': 1.0, 'accuracy': 0.5, 'count': 4.0, 'nonfinite': 0.0}
     """
 
-    loss: Float[Tensor, ""]  # over examples, each times its weight
-    correct: Float[Tensor, ""]  # examples whose largest logit is the label's
-    count: Float[Tensor, ""]  # examples
-    nonfinite: Float[Tensor, ""]  # batches whose loss or gradient was not finite
-    per_example: dict[str, Float[Tensor, ""]]  # further sums over examples: top5
-    per_step: dict[str, Float[Tensor, ""]]  # sums over training steps: steps, lr, grad_norm
+    loss: Float[Tensor, ""]
+    correct: Float[Tensor, ""]
+    count: Float[Tensor, ""]
+    nonfinite: Float[Tensor, ""]
+    per_example: dict[str, Float[Tensor, ""]]
+    per_step: dict[str, Float[Tensor, ""]]
 
     def __add__(self, other: Metrics) -> Metrics:
         """The metrics of both together. They must hold the same sums.
 
         Raises:
-          ValueError: if one is of training and the other of evaluation, or their numbers of classes differ.
+          ValueError: if one is of training and the other of evaluation, or if their numbers of classes or their own
+            metrics differ.
         """
         ours, theirs = {*self.per_example, *self.per_step}, {*other.per_example, *other.per_step}
         if ours != theirs:
-            raise ValueError(f"metrics to add must hold the same sums; got {sorted(ours)} and {sorted(theirs)}")
+            raise ValueError(f"only metrics with the same sums can be added; got {sorted(ours)} and {sorted(theirs)}")
         return Metrics(
             loss=self.loss + other.loss,
             correct=self.correct + other.correct,
@@ -42,8 +64,8 @@ class Metrics:
         )
 
     def compute(self) -> dict[str, float]:
-        """Means over the examples (loss in nats, accuracy, top5) and over the training steps (lr, grad_norm), and the
-        totals count and nonfinite, as Python floats. Reads the device once; a mean over nothing is nan."""
+        """Python floats: means over the examples (loss, accuracy, top5 and your own metrics) and over the training
+        steps (lr, grad_norm), and the totals count and nonfinite. Reads the device once. A mean over nothing is nan."""
         names = ["loss", "accuracy", "count", "nonfinite", *self.per_example, *self.per_step]
         sums = [
             self.loss,
@@ -63,36 +85,72 @@ class Metrics:
 
 
 def measure(
-    logits: Float[Tensor, "B C"], labels: Tensor, losses: Float[Tensor, "B"], weights: Float[Tensor, "B"]
+    logits: Float[Tensor, "B C"],
+    labels: Tensor,
+    losses: Float[Tensor, "B"],
+    weights: Float[Tensor, "B"],
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Metrics:
     """The metrics of one batch.
 
     Args:
-      logits: the class with the largest one is the answer; the lower class number wins a tie, nan never does.
+      logits: the class with the largest one is the prediction. The lower class number wins a tie; nan never does.
       labels: class numbers [B], or probabilities [B, C], of which the most probable class is the label.
       losses: one per example.
-      weights: what each example counts; 0 leaves it out.
+      weights: how much each example counts. One with weight 0 is ignored, even if its loss or a metric of it is nan.
+      metrics: your own, by name: functions of (logits, labels), as they are given here, to one number or bool per
+        example, [B].
+
+    Raises:
+      ValueError: for a metric with a name of ftrain's own, or one that does not return [B].
+
+    >>> confident = lambda logits, labels: logits.softmax(dim=-1).amax(dim=-1) > 0.9
+    >>> logits, labels = torch.tensor([[5.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1])
+    >>> measure(logits, labels, torch.zeros(2), torch.ones(2), {"confident": confident}).compute()["confident"]
+    0.5
     """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    accumulation_dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     rank = _rank(logits, labels.argmax(dim=-1) if labels.ndim > 1 else labels)
-    weights = weights.to(wide)
-    loss = torch.where(weights > 0, losses, 0.0).to(wide).mul(weights).sum()
+    weights = weights.to(accumulation_dtype)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.where(weights > 0, values, 0.0).to(accumulation_dtype).mul(weights).sum()
 
     def hits(places: int) -> Tensor:
-        return ((rank < places).to(wide) * weights).sum()
+        return ((rank < places).to(accumulation_dtype) * weights).sum()
 
+    loss = total(losses)
+    per_example = {"top5": hits(5)} if logits.shape[-1] > 5 else {}
+    for name, metric in (metrics or {}).items():
+        per_example[name] = total(_values(name, metric, logits, labels))
     return Metrics(
         loss=loss,
         correct=hits(1),
         count=weights.sum(),
-        nonfinite=(~torch.isfinite(loss)).to(wide),
-        per_example={"top5": hits(5)} if logits.shape[-1] > 5 else {},
+        nonfinite=(~torch.isfinite(loss)).to(accumulation_dtype),
+        per_example=per_example,
         per_step={},
     )
 
 
+def _values(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+    if name in RESERVED_NAMES:
+        raise ValueError(
+            f"a metric cannot be called {name!r}, which ftrain computes itself; choose a name other than "
+            f"{', '.join(sorted(RESERVED_NAMES))}"
+        )
+    values = metric(logits, labels)
+    if values.shape != logits.shape[:1]:
+        raise ValueError(
+            f"the metric {name!r} must return one value per example, of shape {list(logits.shape[:1])}; got "
+            f"{list(values.shape)}"
+        )
+    return values
+
+
 def _rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the label's. Unlike topk it settles ties, and runs under vmap without a gather."""
+    """The number of classes ahead of the label's, int64 [B]. Unlike topk it settles ties, and runs under vmap without a
+    gather."""
     classes = torch.arange(logits.shape[-1], device=logits.device)
     own: Bool[Tensor, "B C"] = labels[..., None] == classes
     score = torch.where(own, logits, 0.0).sum(dim=-1, keepdim=True)
@@ -101,13 +159,22 @@ def _rank(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def class_scores(confusion: Int64[Tensor, "C C"]) -> dict[str, Float[Tensor, "C"]]:
-    """Precision, recall, F1 and number of images of each class, from counts with a row for each label and a column for
-    each answer. A quotient of 0 by 0 is 0."""
+    """Precision, recall, F1 and number of images of each class. A quotient of 0 by 0 is 0.
+
+    Args:
+      confusion: counts, with a row for each label and a column for each prediction.
+
+    Returns:
+      float64 [C] each, by the names precision, recall, f1 and images.
+
+    >>> class_scores(torch.tensor([[3, 1], [0, 4]]))["recall"].tolist()
+    [0.75, 1.0]
+    """
     confusion = confusion.to(torch.float64)
-    hits, answers, labels = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
+    hits, predictions, labels = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
     return {
-        "precision": hits / answers.clamp_min(1.0),
+        "precision": hits / predictions.clamp_min(1.0),
         "recall": hits / labels.clamp_min(1.0),
-        "f1": 2.0 * hits / (answers + labels).clamp_min(1.0),
+        "f1": 2.0 * hits / (predictions + labels).clamp_min(1.0),
         "images": labels,
     }

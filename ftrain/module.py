@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ftrain.draws import keyed_draws
+from ftrain.torch_private import BatchNorm, check_batch_norm_input
 from ftrain.tracing import tracing, transformed
 
 Tensors = dict[str, Tensor]
@@ -35,7 +36,7 @@ class Apply(Protocol):
 
 
 class Functional(NamedTuple):
-    """What `functionalize` returns: a function, and the tensors that it starts from."""
+    """The result of `functionalize`: a function, and the tensors that it starts from."""
 
     apply: Apply
     params: Tensors
@@ -51,22 +52,22 @@ def functionalize(module: torch.nn.Module) -> Functional:
     Returns:
       apply: `apply(params, buffers, inputs, *, train, key=None) -> (outputs, new_buffers)`. `inputs` is the module's
         one argument, or a tuple of its arguments. With train=True the module runs as after `module.train()`, else as
-        after `module.eval()`. Every draw (dropout and its kin, stochastic depth, RReLU, attention dropout) comes from
-        `key`. `new_buffers` are new tensors, also where nothing changed (parameters among them come back as they are).
-      params: the parameters that require gradients, copied, each once however many modules share it.
-      buffers: the buffers, copied, and with them the parameters that do not require gradients: read, not trained.
+        after `module.eval()`. Every draw (all kinds of dropout, stochastic depth, RReLU) comes from `key`, int64 [2],
+        which is needed only if there are any. `new_buffers` are new tensors even where nothing changed, except for the
+        parameters among them, which are returned as they were given.
+      params: copies of the parameters that require gradients. A parameter that modules share is in it once.
+      buffers: copies of the buffers, and of the parameters that do not require gradients and so are not trained.
 
     Raises:
-      ValueError: from `apply`, for a missing or unexpected tensor, or a draw without a key.
+      ValueError: for a lazy module; from `apply`, for a missing or unexpected tensor, or a draw without a key.
       NotImplementedError: from `apply`, for a random operation that cannot be drawn from a key.
+
+    >>> apply, params, buffers = functionalize(torch.nn.BatchNorm1d(3))
+    >>> outputs, new_buffers = apply(params, buffers, torch.ones(2, 3), train=True)
+    >>> outputs.shape, buffers["num_batches_tracked"].item(), new_buffers["num_batches_tracked"].item()
+    (torch.Size([2, 3]), 0, 1)
     """
-    if any(torch.nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
-        raise ValueError(
-            "the module has lazy parameters without a shape; call it once on an example before functionalize"
-        )
-    params = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    frozen = {name: tensor for name, tensor in module.named_parameters() if not tensor.requires_grad}
-    buffers = dict(module.named_buffers())
+    params, buffers, frozen = _tensors(module)
     mutable = tuple(buffers)
     skeletons = {train: _skeleton(module, train) for train in (True, False)}
     tied = _has_ties(module)
@@ -87,8 +88,45 @@ def functionalize(module: torch.nn.Module) -> Functional:
             outputs = functional_call(skeletons[train], tensors, inputs, tie_weights=tied)
         return outputs, {name: tensors[name] for name in buffers}
 
-    param_names, buffer_names = frozenset(params), frozenset([*buffers, *frozen])
+    param_names, buffer_names = params.keys(), {**buffers, **frozen}.keys()
     return Functional(apply, _copies(params), _copies({**buffers, **frozen}))
+
+
+def to_module(module: torch.nn.Module, params: Tensors, buffers: Tensors) -> torch.nn.Module:
+    """The inverse of `functionalize`: a copy of a module, in evaluation mode, that has these tensors.
+
+    Args:
+      module: the module that was given to `functionalize`, or one built in the same way. It is not changed.
+      params: the trained parameters, by name, such as `state.params`.
+      buffers: the buffers and the parameters that are not trained, by name, such as `state.buffers`.
+
+    Returns:
+      A module of the same class. Its tensors are copies, with the dtype, device and memory layout of the given ones;
+      tensors that modules share stay shared, and parameters that were frozen stay frozen.
+
+    Raises:
+      ValueError: for a lazy module, or for tensors that are missing, unexpected, or of another shape.
+
+    >>> linear = torch.nn.Linear(3, 2)
+    >>> _, params, buffers = functionalize(linear)
+    >>> trained = to_module(linear, {name: param + 1.0 for name, param in params.items()}, buffers)
+    >>> torch.equal(trained.bias, linear.bias + 1.0), trained.training
+    (True, False)
+    """
+    own_params, own_buffers, frozen = _tensors(module)
+    _check_names("parameters", params, own_params.keys())
+    _check_names("buffers", buffers, {**own_buffers, **frozen}.keys())
+    given = {**params, **buffers}
+    copies = {}
+    for name, own in {**own_params, **own_buffers, **frozen}.items():
+        if given[name].shape != own.shape:
+            raise ValueError(
+                f"{name} must have the shape {list(own.shape)}, as in the module; got {list(given[name].shape)}"
+            )
+        copy_of_given = given[name].detach().clone()
+        is_parameter = isinstance(own, torch.nn.Parameter)
+        copies[id(own)] = torch.nn.Parameter(copy_of_given, own.requires_grad) if is_parameter else copy_of_given
+    return _copy_with(module, copies).eval()
 
 
 def normalized(
@@ -98,17 +136,22 @@ def normalized(
     std: tuple[float, ...],
     memory_format: torch.memory_format | None = None,
 ) -> Apply:
-    """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, then
-    the network.
+    """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, followed
+    by the network.
 
     Args:
-      apply: takes float images [B, C, H, W].
-      mean, std: C numbers each, in units of the full range of the image.
-      memory_format: how the images are laid out for the network, as its parameters are; None to leave them as they
-        are. It is for speed alone, and under a transform of torch.func nothing is done.
+      apply: a network for float images [B, C, H, W], from `functionalize`.
+      mean, std: C numbers each, as fractions of the full range of an image.
+      memory_format: the memory layout of the images for the network, which should be that of its parameters; None to
+        leave it unchanged. It only affects speed, and is ignored under a transform of torch.func.
 
     Returns:
-      The same function of images [B, C, H, W] from 0 to 255: uint8, or float where they have been mixed.
+      The same function of images [B, C, H, W] from 0 to 255: uint8, or float if they have been mixed or augmented.
+
+    >>> apply, params, buffers = functionalize(torch.nn.Conv2d(3, 1, 1))
+    >>> apply = normalized(apply, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> apply(params, buffers, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), train=False)[0].shape
+    torch.Size([2, 1, 4, 4])
     """
     scale = tuple(1.0 / (255.0 * s) for s in std)
     offset = tuple(-m / s for m, s in zip(mean, std, strict=True))
@@ -135,38 +178,53 @@ def normalized(
     return normalized_apply
 
 
+def _tensors(module: torch.nn.Module) -> tuple[Tensors, Tensors, Tensors]:
+    """The module's own trained parameters, buffers and frozen parameters, each tensor under its first name."""
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
+        raise ValueError("the module has lazy parameters without a shape; call it once on an example first")
+    params: Tensors = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+    frozen: Tensors = {name: tensor for name, tensor in module.named_parameters() if not tensor.requires_grad}
+    return params, dict(module.named_buffers()), frozen
+
+
 def _copies(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _has_ties(module: torch.nn.Module) -> bool:
-    """Whether a tensor has several names, which functional_call looks for at every call unless it is told."""
+    """Whether a tensor has several names. Unless it is told, functional_call searches for such names at every call."""
     names = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return len(names) > len({id(tensor) for _, tensor in names})
 
 
 def _skeleton(module: torch.nn.Module, train: bool) -> torch.nn.Module:
-    """A copy of the module without its data: every parameter and buffer has no elements, so that one which is not
-    supplied fails by its shape. (On the meta device some operations return uninitialised memory instead.)"""
-    # What deepcopy finds in its memo it does not copy: no data moves, and tied tensors stay tied.
-    memo: dict[int, Any] = {}
+    """A copy of the module without its data: every parameter and buffer has no elements, so that a tensor which is not
+    supplied raises an error because of its shape. (On the meta device some operations return uninitialised memory
+    instead.)"""
+    empty: dict[int, Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
-        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         is_parameter = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    skeleton = copy.deepcopy(module, memo).train(train)
+        empty[id(tensor)] = torch.nn.Parameter(data, tensor.requires_grad) if is_parameter else data
+    skeleton = _copy_with(module, empty).train(train)
     for child in skeleton.modules():
-        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm) and child.momentum is None:
+        if isinstance(child, BatchNorm) and child.momentum is None:
             child.forward = types.MethodType(_cumulative_batch_norm, child)  # type: ignore[method-assign]
         if isinstance(child, torch.nn.Hardsigmoid):
             child.forward = types.MethodType(_hardsigmoid, child)  # type: ignore[method-assign]
     return skeleton
 
 
-def _cumulative_batch_norm(self: torch.nn.modules.batchnorm._BatchNorm, input: Tensor) -> Tensor:
+def _copy_with(module: torch.nn.Module, tensors: Mapping[int, Tensor]) -> torch.nn.Module:
+    """A copy of the module in which other tensors replace its own, by the id of the tensor that they replace."""
+    # deepcopy does not copy what it finds in its memo, so no data moves, and tied tensors stay tied.
+    return copy.deepcopy(module, dict[int, Any](tensors))
+
+
+def _cumulative_batch_norm(self: BatchNorm, input: Tensor) -> Tensor:
     """BatchNorm with momentum=None, a running average with equal weights, without reading its count back to the
     host."""
-    self._check_input_dim(input)  # type: ignore[no-untyped-call]
+    check_batch_norm_input(self, input)
     if not self.training or self.running_mean is None or self.running_var is None:
         use_batch = self.training or self.running_mean is None
         return F.batch_norm(
@@ -183,7 +241,8 @@ def _cumulative_batch_norm(self: torch.nn.modules.batchnorm._BatchNorm, input: T
 
 
 def _hardsigmoid(self: torch.nn.Hardsigmoid, input: Tensor) -> Tensor:
-    """torch's kernel has no second derivative, which a hypergradient needs."""
+    """Hardsigmoid in plain arithmetic under transforms: torch's kernel lacks the second derivative that a hypergradient
+    needs."""
     return torch.clamp(input / 6.0 + 0.5, 0.0, 1.0) if tracing(input) else F.hardsigmoid(input, self.inplace)
 
 
@@ -191,5 +250,5 @@ def _check_names(kind: str, given: Mapping[str, Tensor], expected: Any) -> None:
     if given.keys() != expected:
         missing, unexpected = sorted(expected - given.keys()), sorted(given.keys() - expected)
         raise ValueError(
-            f"{kind} do not fit the module; missing: {missing or 'none'}, unexpected: {unexpected or 'none'}"
+            f"the {kind} do not fit the module; missing: {missing or 'none'}, unexpected: {unexpected or 'none'}"
         )

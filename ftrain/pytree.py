@@ -1,4 +1,4 @@
-"""The one decorator that makes a class immutable, a pytree, and traceable by Dynamo."""
+"""The decorator that makes a class immutable, a pytree, and traceable by Dynamo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import attrs
-from torch.utils import _pytree as pytree
+
+from ftrain.torch_private import pytree
 
 T = TypeVar("T")
 
@@ -15,20 +16,30 @@ T = TypeVar("T")
 def frozen(cls: type[T]) -> type[T]:
     """Makes `cls` an immutable attrs class that torch's transforms see through.
 
-    The fields are the class's annotations, as in `attrs.frozen`; they are given in order or by name, and one with
-    `attrs.field(factory=...)` may be left out. An instance is a pytree whose children are its fields, so it goes
-    through `torch.func.vmap`, `grad` and `torch.compile` as a dict does. Two instances are equal only if they are the
-    same object, because tensors have no single truth value to compare by.
+    The fields are the class's annotations, as in `attrs.frozen`, and are given in order or by name. A field with a
+    default (`x: int = 3`, `attrs.field(default=3)` or `attrs.field(factory=dict)`) may be omitted. An instance is a
+    pytree whose children are its fields, so it goes through `torch.func.vmap`, `grad` and `torch.compile` as a dict
+    does. Two instances are equal only if they are the same object, because tensors have no single truth value to
+    compare by.
 
     Raises:
+      TypeError: for a default that attrs computes from the other fields, or, at construction, for a field that is
+        missing, unknown or given twice.
       attrs.exceptions.FrozenInstanceError: on assignment to a field.
-      TypeError: at construction, for a field that is missing, unknown or given twice.
+
+    >>> import torch
+    >>> @frozen
+    ... class Point:
+    ...     x: torch.Tensor
+    ...     y: torch.Tensor
+    >>> torch.func.grad(lambda point: point.x * point.y)(Point(torch.tensor(2.0), y=torch.tensor(3.0)))
+    Point(x=tensor(3.), y=tensor(2.))
     """
     cls = attrs.frozen(init=False, slots=False, eq=False)(cls)
     fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)  # type: ignore[arg-type]
     names = tuple(field.name for field in fields)
-    factories = {field.name: field.default.factory for field in fields if field.default}
-    cls.__init__ = _initializer(cls.__name__, names, factories)  # type: ignore[method-assign]
+    defaults = {field.name: _default(cls, field) for field in fields if field.default is not attrs.NOTHING}
+    cls.__init__ = _initializer(cls.__name__, names, defaults)  # type: ignore[method-assign]
     pytree.register_pytree_node(
         cls,
         lambda value: ([getattr(value, name) for name in names], None),
@@ -39,15 +50,29 @@ def frozen(cls: type[T]) -> type[T]:
     return cls
 
 
-def _initializer(owner: str, names: tuple[str, ...], factories: dict[str, Callable[[], Any]]) -> Callable[..., None]:
+def _default(cls: type, field: attrs.Attribute[Any]) -> Callable[[], Any]:
+    default: Any = field.default
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return lambda: default
+    if default.takes_self:
+        raise TypeError(
+            f"the default of {cls.__name__}.{field.name} depends on the other fields, which ftrain.frozen does not "
+            "support; give a value or a factory without arguments"
+        )
+    return default.factory  # type: ignore[no-any-return]
+
+
+def _initializer(owner: str, names: tuple[str, ...], defaults: dict[str, Callable[[], Any]]) -> Callable[..., None]:
     # Dynamo cannot trace the __init__ that attrs writes for a frozen class; it traces this one.
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         given = dict(zip(names, args, strict=False), **kwargs)
         once = len(given) == len(args) + len(kwargs)
-        given |= {name: factory() for name, factory in factories.items() if name not in given}
+        given |= {name: default() for name, default in defaults.items() if name not in given}
         if not once or set(given) != set(names):
             found = [*names[: len(args)], *kwargs]
-            raise TypeError(f"{owner} takes the fields {', '.join(names)}, each once; got {', '.join(found) or 'none'}")
+            raise TypeError(
+                f"{owner} expects each of the fields {', '.join(names)} once; got {', '.join(found) or 'none'}"
+            )
         for name in names:
             object.__setattr__(self, name, given[name])
 

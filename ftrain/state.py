@@ -1,4 +1,4 @@
-"""All of training as one immutable value."""
+"""The state of training as one immutable value, and what becomes of it in a step: averages and donation."""
 
 from __future__ import annotations
 
@@ -8,24 +8,38 @@ import attrs
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import ftrain.random
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer
+from ftrain.optim.base import select
 from ftrain.pytree import frozen
+from ftrain.torch_private import pytree
 
 
 @frozen
 class TrainState:
-    """Everything that a training step reads and writes. Data only, and a pytree."""
+    """Everything that a training step reads and writes. Data only, and a pytree. `init_state` makes the first one.
 
-    step: Int64[Tensor, ""]  # steps taken
+    Attributes:
+      step: the number of steps taken, 0-d int64.
+      params: the parameters that are trained, by name.
+      buffers: the buffers, and the parameters that are not trained, by name.
+      opt_state: a pytree of tensors that belongs to the optimizer.
+      key: int64 [2]; it never changes, because draws fold the step into it.
+      ema: exponential moving averages of the parameters and floating-point buffers, by name; empty if none are kept.
+
+    >>> optimizer = ftrain.optim.sgd(0.1)
+    >>> state = init_state({"w": torch.ones(2)}, {}, optimizer, seed=0)
+    >>> int(state.step), state.key.tolist()
+    (0, [0, 0])
+    """
+
+    step: Int64[Tensor, ""]
     params: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    opt_state: Any  # a pytree of tensors, the optimizer's own
-    key: Int64[Tensor, "2"]  # never advances: draws fold the step into it
-    # Averages over the steps, of the parameters and the floating-point buffers, by name; empty where none are kept.
+    opt_state: Any
+    key: Int64[Tensor, "2"]
     ema: dict[str, Tensor] = attrs.field(factory=dict)
 
 
@@ -33,21 +47,25 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
     """The state before the first step, on the device of the parameters, whose tensors it holds without copying.
 
     Args:
-      params, buffers: as `functionalize` gives them.
+      params, buffers: from `functionalize`.
       optimizer: its `init` makes the optimizer state.
-      seed: an integer in [0, 2**64), from which every draw of the training steps follows.
-      ema: whether the state keeps averages, which a step with `ema_decay` brings up to date.
+      seed: an integer in [0, 2**64) that determines every draw of the training steps.
+      ema: whether the state keeps averages, which steps with `ema_decay` update.
 
     Raises:
       ValueError: for a network without parameters to train, or a seed out of range.
+
+    >>> state = init_state({"w": torch.ones(2)}, {}, ftrain.optim.adam(0.1), seed=0, ema=True)
+    >>> list(state.opt_state), state.ema["w"].tolist()
+    (['exp_avg', 'exp_avg_sq'], [1.0, 1.0])
     """
     if not params:
         raise ValueError("there is nothing to train: the network has no parameters that require gradients")
     device = next(iter(params.values())).device
     opt_state = optimizer.init(params)
+    # An optimizer whose state starts as the parameters themselves, such as an average of them, gets copies: a donated
+    # step writes into both.
     shared = {id(param) for param in params.values()}
-    # An optimizer that begins with the parameters themselves, such as an average of them, gets its own: a donated step
-    # writes into both.
     opt_state = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in shared else leaf, opt_state)
     state = TrainState(
         step=torch.zeros((), dtype=torch.int64, device=device),
@@ -60,17 +78,22 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
 
 
 def keeping_averages(state: TrainState, keep: bool) -> TrainState:
-    """The state with averages, which start from what it has now if it had none; or without."""
+    """The state with averages, which start from its current values if it had none; or without averages."""
     if keep == bool(state.ema):
         return state
-    latest = _averageable(state.params, state.buffers) if keep else {}
-    ema = {name: tensor.clone() for name, tensor in latest.items()}
+    current = _averageable(state.params, state.buffers) if keep else {}
+    ema = {name: tensor.clone() for name, tensor in current.items()}
     return TrainState(state.step, state.params, state.buffers, state.opt_state, state.key, ema)
 
 
 def averaged(state: TrainState) -> TrainState:
-    """The state with its averages in the place of the parameters and buffers that they are of, without copying, and
-    without averages of its own. What is evaluated and used of a run that keeps averages; not what goes on training."""
+    """The state with each parameter and buffer replaced by its average, if it has one. Nothing is copied. This is the
+    state to evaluate and use if averages are kept; training continues from the original.
+
+    >>> state = init_state({"w": torch.ones(2)}, {}, ftrain.optim.sgd(0.1), seed=0, ema=True)
+    >>> averaged(state).params["w"] is state.ema["w"]
+    True
+    """
     return TrainState(
         state.step,
         {name: state.ema.get(name, param) for name, param in state.params.items()},
@@ -80,22 +103,46 @@ def averaged(state: TrainState) -> TrainState:
     )
 
 
-def with_ema(state: TrainState, weight: Tensor, *, in_place: bool) -> TrainState:
-    """The state with its averages moved towards its parameters and buffers.
+def commit(
+    old: TrainState, new: TrainState, *, skip: Tensor | bool, ema_decay: float | None, donate: bool
+) -> TrainState:
+    """Decides what the state is after a step: skips the step if asked to, updates the averages, and invalidates the old
+    state if it was donated.
 
     Args:
-      weight: 0-d, in [0, 1], the share of the way.
-      in_place: whether the averages' own memory is written into.
-
-    Raises:
-      ValueError: for a state that keeps no averages.
+      old: the state before the step.
+      new: the candidate. Where `skip` is a tensor, its parameters and optimizer state are already selected by
+        `apply_update`; where it is True, the candidate is ignored.
+      skip: whether to keep the old state; a 0-d bool tensor where only the device knows.
+      ema_decay: the decay of the averages; None leaves them unchanged.
+      donate: whether the memory of the old state, which is then invalid, may be written into.
     """
-    if not state.ema:
-        raise ValueError("ema_decay needs a state that keeps averages; make it with init_state(..., ema=True)")
+    if skip is True:
+        new = TrainState(**vars(old))
+    else:
+        step, buffers, ema = new.step, new.buffers, old.ema
+        if isinstance(skip, Tensor):
+            step, buffers = select(skip, (old.step, old.buffers), (step, buffers))
+        if ema_decay is not None:
+            weight = _ema_weight(ema_decay, old.step)
+            weight = torch.where(skip, 0.0, weight) if isinstance(skip, Tensor) else weight
+            ema = _updated_averages(ema, new.params, buffers, weight, in_place=donate)
+        new = TrainState(step, new.params, buffers, new.opt_state, new.key, ema)
+    if donate:
+        invalidate(old, old.step + 1)
+    return new
+
+
+def _ema_weight(decay: float, step: Tensor) -> Tensor:
+    """1 - d, the weight of the current values in the averages, where d = min(decay, (1 + step) / (10 + step))."""
+    time = step.to(torch.float32)
+    return 1.0 - ((1.0 + time) / (10.0 + time)).clamp_max(decay)
+
+
+def _updated_averages(ema: Tensors, params: Tensors, buffers: Tensors, weight: Tensor, *, in_place: bool) -> Tensors:
     lerp = Tensor.lerp_ if in_place else torch.lerp
-    latest = _averageable(state.params, state.buffers)
-    ema = {name: lerp(average, latest[name], weight.to(average.dtype)) for name, average in state.ema.items()}
-    return TrainState(state.step, state.params, state.buffers, state.opt_state, state.key, ema)
+    current = _averageable(params, buffers)
+    return {name: lerp(average, current[name], weight.to(average.dtype)) for name, average in ema.items()}
 
 
 def _averageable(params: Tensors, buffers: Tensors) -> Tensors:
@@ -103,39 +150,50 @@ def _averageable(params: Tensors, buffers: Tensors) -> Tensors:
 
 
 class DonatedError(RuntimeError):
-    """A state was used after a step had written the next state into its memory."""
+    """A state was used after it had been donated to a step, which wrote the next state into its memory.
+
+    >>> step = torch.tensor(1)
+    >>> state = init_state({"w": torch.ones(2)}, {}, ftrain.optim.sgd(0.1), seed=0)
+    >>> invalidate(state, step)
+    >>> state.params
+    Traceback (most recent call last):
+    ...
+    ftrain.state.DonatedError: this state was donated to step 1, which wrote the next state into its memory; continue \
+with the state that the step returned, or call the step with donate=False
+    """
 
 
-def bury(state: Any, step: Tensor | None) -> None:
-    """Makes a donated state raise `DonatedError` when it is touched.
+def invalidate(state: Any, step: Tensor | None) -> None:
+    """Makes a donated state raise `DonatedError` when it is used.
 
     Args:
-      step: 0-d, the step that it was donated to, if it counts steps; in memory that nothing writes into.
+      state: an instance of a class made with `ftrain.frozen`.
+      step: 0-d, the step that it was donated to, in memory that nothing writes into; None if it counts no steps.
     """
     vars(state).clear()
     vars(state)["_step"] = step
     object.__setattr__(state, "__class__", _Donated)
 
 
-def check_alive(state: Any) -> None:
-    """Raises `DonatedError` for a donated state, which inside a compiled step would come wrapped in another error."""
+def check_valid(state: Any) -> None:
+    """Raises `DonatedError` for a donated state. Inside a compiled step the error would arrive wrapped in another."""
     if isinstance(state, _Donated):
-        raise DonatedError(_gone(state))
+        raise DonatedError(_message(state))
 
 
 class _Donated:
-    """What a donated state becomes."""
+    """The class of a state after its donation."""
 
     _step: Tensor | None
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise DonatedError(_gone(self))
+        raise DonatedError(_message(self))
 
 
-def _gone(state: _Donated) -> str:
-    # Read only now, since a device would have to be waited for.
+def _message(state: _Donated) -> str:
+    # The step is read only now, because reading it earlier would wait for the device.
     step = "a step" if state._step is None else f"step {state._step.tolist()}"
     return (
-        f"this state was donated to {step}, which wrote the next state into its memory; go on with the state that the "
-        "step returned, or take the step with donate=False"
+        f"this state was donated to {step}, which wrote the next state into its memory; continue with the state that "
+        "the step returned, or call the step with donate=False"
     )

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import ftrain.random
 from ftrain.losses import Loss, cross_entropy
-from ftrain.metrics import Metrics, measure
+from ftrain.metrics import Metric, Metrics, measure
 from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
-from ftrain.optim import Optimizer, global_norm
-from ftrain.state import TrainState, bury, with_ema
-from ftrain.tracing import differentiated_once, tracing
+from ftrain.optim import Optimizer, apply_update, global_norm
+from ftrain.state import TrainState, commit
+from ftrain.torch_private import pytree
+from ftrain.tracing import first_derivative_only, tracing
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-Part = Callable[..., tuple[Tensor, tuple[Metrics, Tensors]]]
+Augment = Callable[[Int64[Tensor, "2"], Float[Tensor, "B C H W"]], Tensor]
+# (params, buffers, key, examples) -> (the loss to minimise, (the metrics, the new buffers))
+LossFn = Callable[[Tensors, Tensors, Tensor, Any], tuple[Tensor, tuple[Metrics, Tensors]]]
 
-# What an auxiliary classifier's loss counts beside the main one (Szegedy et al., Going deeper with convolutions, 2015).
+# The weight of an auxiliary classifier's loss (Szegedy et al., Going deeper with convolutions, 2015).
 AUXILIARY_WEIGHT = 0.3
 
-# What the step's key is folded with for mixing: the forward pass counts its draws from 0 and never gets this far.
+# What the step's key is folded with for each purpose outside of the network, whose draws count up from 0 and never get
+# this far.
 MIXING_DRAW = 2**32 - 1
+AUGMENT_DRAW = 2**32 - 2
 
 
 def train_step(
@@ -37,93 +40,84 @@ def train_step(
     apply: Apply,
     optimizer: Optimizer,
     loss: Loss = cross_entropy,
+    augment: Augment | None = None,
     mix: Mix | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     precision: torch.dtype = torch.float32,
     accumulate: int = 1,
     skip_nonfinite: bool = False,
     ema_decay: float | None = None,
     donate: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One step of training.
+    """One step of training: the gradient of the loss on a batch, and the optimizer's update.
 
     Args:
-      state: where training stands.
-      batch: (inputs, labels) or (inputs, labels, weights): inputs as `apply` takes them, B of them; labels as `loss`
-        takes them; weights float [B], what each example counts in the mean that is minimised. A weight of 0 leaves it
-        out, even a nan; the network, and so BatchNorm, sees zeros in place of its floats.
-      apply: the network, from `functionalize`. A named tuple of outputs with a field `logits` is that and auxiliary
-        logits, whose losses count 0.3 each (inception_v3, googlenet).
+      state: the state before the step.
+      batch: (inputs, labels) or (inputs, labels, weights): B inputs as `apply` expects them; labels as `loss` expects
+        them; weights float [B], how much each example counts in the mean that is minimised. An example with weight 0 is
+        ignored, even if it is nan; the network, and so BatchNorm, sees zeros in place of its floats.
+      apply: the network, from `functionalize`. If it returns a named tuple with a field `logits`, the other fields are
+        auxiliary logits, whose losses are added with weight 0.3 (inception_v3, googlenet).
       optimizer: from `ftrain.optim`.
-      loss: (logits [B, C], labels) -> [B].
-      mix: from `ftrain.mix`; mixes the examples of the batch, images [B, C, H, W], before the forward pass. Loss and
-        metrics are then of the mixed examples, whose label is the most probable class.
-      precision: float32, or bfloat16 to run the network under autocast; parameters and loss stay float32.
-      accumulate: into how many equal parts the batch is split for the forward and backward passes, which then follow
-        each other and need less memory. The update is that of the whole batch, but for BatchNorm, which sees the parts,
-        and for draws such as dropout's, which are others.
-      skip_nonfinite: a batch whose loss or gradient is not finite leaves the state as it is, its step too; the metrics
-        count it. Where the state is on a GPU, or the step is traced, that needs no look at the numbers by the host.
-      ema_decay: in [0, 1), to bring the averages up to date that the state keeps (`init_state(..., ema=True)`):
-        ema = d ema + (1 - d) new, with d = min(ema_decay, (1 + step) / (10 + step)), so that the first steps of a run
-        are soon forgotten (tf.train.ExponentialMovingAverage with num_updates). `averaged(state)` is the state with the
-        averages in place.
-      donate: the new state may be written into the memory of the old one, which then raises `DonatedError` when it is
-        touched.
+      loss: `(logits [B, C], labels) -> [B]`.
+      augment: data augmentation on the device, before `mix`: `(key, images [B, C, H, W]) -> images [B, C, H', W']`. A
+        pure function that draws from the key, which is different in every step. The images are the batch's, with its
+        dtype and range; they come as one batch whatever `accumulate` is.
+      mix: from `ftrain.mix`; mixes the examples of the batch, images [B, C, H, W]. Loss and metrics are then of the
+        mixed examples, whose label is the most probable class.
+      metrics: your own, by name: `(logits [B, C], labels) -> [B]`, with the same labels as `loss` (probabilities
+        [B, C] after mixing). Their weighted means are reported by `Metrics.compute` under their names.
+      precision: torch.float32, or torch.bfloat16 to run the network under autocast. Parameters and loss stay float32.
+      accumulate: into how many equal parts the batch is split for the forward and backward passes, which then run one
+        after the other and need less memory. The update is that of the whole batch, except that BatchNorm sees the
+        parts, and that draws such as dropout's are different.
+      skip_nonfinite: whether a batch whose loss or gradient is not finite leaves the state, and its step, unchanged.
+        The metrics count such batches. On a GPU and under a transform this happens without waiting for the device.
+      ema_decay: in [0, 1), updates the averages that the state keeps (`init_state(..., ema=True)`):
+        ema = d ema + (1 - d) new, where d = min(ema_decay, (1 + step) / (10 + step)) lets the first steps of a run fade
+        quickly (tf.train.ExponentialMovingAverage with num_updates). `averaged(state)` is the state to evaluate.
+      donate: whether the new state may be written into the memory of the old one, which then raises `DonatedError`
+        when it is used.
 
     Returns:
-      The state after the step, and the metrics of the batch: loss, correct, count, nonfinite; lr and grad_norm (L2 norm
-      of all gradients, before any clipping).
+      The state after the step, and the metrics of the batch: loss, correct, count, nonfinite; lr and grad_norm (the L2
+      norm of all gradients, before any clipping); your own.
+
+    Raises:
+      TypeError: if `apply` is a module or a tuple, or `batch` not a tuple.
+      ValueError: for an argument out of range, or one that does not fit the state or the batch.
+
+    >>> apply, params, buffers = ftrain.module.functionalize(torch.nn.Linear(3, 2))
+    >>> optimizer = ftrain.optim.sgd(0.1)
+    >>> state = ftrain.state.init_state(params, buffers, optimizer, seed=0)
+    >>> batch = torch.ones(4, 3), torch.tensor([0, 1, 1, 0])
+    >>> state, metrics = train_step(state, batch, apply=apply, optimizer=optimizer)
+    >>> int(state.step), sorted(metrics.compute())
+    (1, ['accuracy', 'count', 'grad_norm', 'loss', 'lr', 'nonfinite'])
     """
-    if precision not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"precision is torch.float32 or torch.bfloat16; got {precision}")
-    if ema_decay is not None and not 0.0 <= ema_decay < 1.0:
-        raise ValueError(f"ema_decay is a number >= 0 and < 1; got {ema_decay}")
+    _check_apply(apply)
+    _check_options(state, precision, ema_decay)
     inputs, labels, weights = _unpack(batch)
     if accumulate < 1 or len(weights) % accumulate:
-        raise ValueError(f"accumulate splits a batch of {len(weights)} into equal parts; got {accumulate}")
+        raise ValueError(
+            f"`accumulate` must be a positive number that divides the batch of {len(weights)} examples; got {accumulate}"
+        )
     if len(batch) == 3:
-        inputs = pytree.tree_map(lambda values: _without_left_out(values, weights), inputs)
+        inputs = pytree.tree_map(lambda values: _zeroed_where_ignored(values, weights), inputs)
     key = ftrain.random.fold_in(state.key, state.step)
+    if augment is not None:
+        inputs = _augmented(augment, ftrain.random.fold_in(key, AUGMENT_DRAW), inputs)
     if mix is not None:
         inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
 
-    total_weight = weights.sum()
+    loss_fn = _loss_fn(apply, loss, metrics, precision, weights.sum())
+    grads, measured, buffers = _gradients(loss_fn, state, key, (inputs, labels, weights), accumulate)
+    measured = _with_step_sums(measured, grads, optimizer, state.step)
 
-    def part(params: Tensors, buffers: Tensors, key: Tensor, batch: Any) -> tuple[Tensor, tuple[Metrics, Tensors]]:
-        inputs, labels, weights = batch
-        with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
-            outputs, buffers = apply(params, buffers, inputs, train=True, key=key)
-        logits, auxiliary = _split_outputs(outputs)
-        losses = loss(logits, labels)
-        total = _weighted_mean(losses, weights, total_weight)
-        for extra in auxiliary:
-            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(extra, labels), weights, total_weight)
-        return total, (measure(logits, labels, losses, weights), buffers)
-
-    grads, metrics, buffers = _accumulated(part, state, key, (inputs, labels, weights), accumulate)
-    metrics = _with_step_sums(metrics, grads, optimizer, state.step)
     traced = tracing(state, grads)
-    looks = skip_nonfinite and not traced and state.step.device.type == "cpu"
-    if looks and metrics.nonfinite.item():
-        new_state = TrainState(**vars(state))
-    else:
-        skip = metrics.nonfinite > 0 if skip_nonfinite and not looks else None
-        options: dict[str, Any] = {}
-        if skip is not None and "skip" in optimizer.options:
-            options["skip"] = skip
-        if donate and "donate" in optimizer.options and (skip is None or options):
-            options["donate"] = True
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params, state.step, **options)
-        new_state = TrainState(state.step + 1, params, buffers, opt_state, state.key, state.ema)
-        if skip is not None:
-            new_state = _unless(skip, state, new_state, updated="skip" in options)
-        if ema_decay is not None:
-            weight = _ema_weight(ema_decay, state.step)
-            weight = weight if skip is None else torch.where(skip, 0.0, weight)
-            new_state = with_ema(new_state, weight, in_place=donate and not traced)
-    if donate and not traced:
-        bury(state, state.step + 1)
-    return new_state, metrics
+    skip = _skip(measured.nonfinite, traced) if skip_nonfinite else False
+    new = state if skip is True else _updated(state, grads, buffers, optimizer, skip, donate)
+    return commit(state, new, skip=skip, ema_decay=ema_decay, donate=donate and not traced), measured
 
 
 def eval_step(
@@ -132,69 +126,156 @@ def eval_step(
     *,
     apply: Apply,
     loss: Loss = cross_entropy,
+    metrics: Mapping[str, Metric] | None = None,
     precision: torch.dtype = torch.float32,
 ) -> Metrics:
-    """The metrics of a batch under the state's network in evaluation mode. Arguments as for `train_step`."""
+    """The metrics of a batch under the state's network in evaluation mode. Arguments and errors as for `train_step`.
+
+    >>> apply, params, buffers = ftrain.module.functionalize(torch.nn.Linear(3, 2))
+    >>> state = ftrain.state.init_state(params, buffers, ftrain.optim.sgd(0.1), seed=0)
+    >>> sorted(eval_step(state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), apply=apply).compute())
+    ['accuracy', 'count', 'loss', 'nonfinite']
+    """
     inputs, labels, weights = _unpack(batch)
     logits = predict_step(state, inputs, apply=apply, precision=precision)
-    return measure(logits, labels, loss(logits, labels), weights)
+    return measure(logits, labels, loss(logits, labels), weights, metrics)
 
 
 def predict_step(
     state: TrainState, inputs: Any, *, apply: Apply, precision: torch.dtype = torch.float32
 ) -> Float[Tensor, "B C"]:
-    """The logits of the state's network in evaluation mode."""
+    """The logits of the state's network in evaluation mode, at least float32. Arguments as for `train_step`.
+
+    >>> apply, params, buffers = ftrain.module.functionalize(torch.nn.Linear(3, 2))
+    >>> state = ftrain.state.init_state(params, buffers, ftrain.optim.sgd(0.1), seed=0)
+    >>> predict_step(state, torch.ones(4, 3), apply=apply).shape
+    torch.Size([4, 2])
+    """
+    _check_apply(apply)
     with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
         outputs, _ = apply(state.params, state.buffers, inputs, train=False)
     return _split_outputs(outputs)[0]
 
 
-def _unpack(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def _check_apply(apply: Any) -> None:
+    if isinstance(apply, torch.nn.Module):
+        found = f"a module ({type(apply).__name__})"
+        advice = "call apply, params, buffers = ftrain.functionalize(module)"
+    elif isinstance(apply, tuple):
+        found = f"a tuple of {len(apply)}"
+        advice = "unpack it: apply, params, buffers = ftrain.functionalize(module)"
+    elif not callable(apply):
+        found = f"a {type(apply).__name__}"
+        advice = "call apply, params, buffers = ftrain.functionalize(module)"
+    else:
+        return
+    raise TypeError(f"`apply` must be the function that ftrain.functionalize returns; got {found}. Please {advice}")
+
+
+def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float | None) -> None:
+    if precision not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"`precision` must be torch.float32 or torch.bfloat16; got {precision}")
+    if ema_decay is None:
+        return
+    if not 0.0 <= ema_decay < 1.0:
+        raise ValueError(f"`ema_decay` must be a number >= 0 and < 1; got {ema_decay}")
+    if not state.ema:
+        raise ValueError("`ema_decay` needs a state that keeps averages; make it with init_state(..., ema=True)")
+
+
+def _unpack(batch: Any) -> tuple[Any, Tensor, Tensor]:
+    if not isinstance(batch, tuple | list):
+        raise TypeError(f"`batch` must be (inputs, labels) or (inputs, labels, weights); got a {type(batch).__name__}")
+    if len(batch) not in (2, 3):
+        raise ValueError(
+            f"`batch` must be (inputs, labels) or (inputs, labels, weights); got {len(batch)} values. A batch of "
+            "ftrain.data starts with these: use batch[:3]"
+        )
     inputs, labels, *rest = batch
+    if not isinstance(labels, Tensor) or labels.ndim == 0:
+        found = f"a 0-d tensor of {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+        raise TypeError(f"the labels of `batch` must be a tensor [B] or [B, C]; got {found}")
+    if isinstance(inputs, Tensor) and inputs.shape[:1] != labels.shape[:1]:
+        raise ValueError(
+            f"the inputs and labels of `batch` must be equally many; got inputs of shape {list(inputs.shape)} and "
+            f"labels of shape {list(labels.shape)}"
+        )
     weights = rest[0] if rest else torch.ones(labels.shape[:1], device=labels.device)
+    if not isinstance(weights, Tensor) or weights.shape != labels.shape[:1]:
+        found = f"{list(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+        raise ValueError(
+            f"the weights of `batch` must be a tensor of shape {list(labels.shape[:1])}, one per label; got {found}"
+        )
     return inputs, labels, weights
 
 
-def _split_outputs(outputs: Any) -> tuple[Tensor, list[Tensor]]:
-    """The main logits and the auxiliary ones, in float32 or wider."""
-    named = getattr(outputs, "_asdict", None)
-    fields = named() if named else {"logits": outputs}
-    wide = {name: value.float() if value.itemsize < 4 else value for name, value in fields.items() if value is not None}
-    return wide.pop("logits"), list(wide.values())
-
-
-def _without_left_out(values: Tensor, weights: Tensor) -> Tensor:
+def _zeroed_where_ignored(values: Tensor, weights: Tensor) -> Tensor:
     if not values.is_floating_point() or values.shape[:1] != weights.shape:
         return values
-    kept = (weights > 0).reshape(-1, *(1 for _ in values.shape[1:]))
-    return torch.where(kept, values, 0.0)
+    counts = (weights > 0).reshape(-1, *(1 for _ in values.shape[1:]))
+    return torch.where(counts, values, 0.0)
+
+
+def _augmented(augment: Augment, key: Tensor, images: Any) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"`augment` needs a batch whose inputs are one tensor of images; got a {type(images).__name__}")
+    found = augment(key, images)
+    if not isinstance(found, Tensor) or found.shape[:1] != images.shape[:1]:
+        shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(f"`augment` must return a tensor of {len(images)} images; got {shape}")
+    return found
+
+
+def _loss_fn(
+    apply: Apply, loss: Loss, metrics: Mapping[str, Metric] | None, precision: torch.dtype, total_weight: Tensor
+) -> LossFn:
+    """What is differentiated: the contribution of some examples to the weighted mean of the loss over the batch, whose
+    weights sum to `total_weight`."""
+
+    def loss_fn(
+        params: Tensors, buffers: Tensors, key: Tensor, examples: Any
+    ) -> tuple[Tensor, tuple[Metrics, Tensors]]:
+        inputs, labels, weights = examples
+        with torch.autocast(total_weight.device.type, precision, enabled=precision != torch.float32):
+            outputs, buffers = apply(params, buffers, inputs, train=True, key=key)
+        logits, auxiliary = _split_outputs(outputs)
+        losses = loss(logits, labels)
+        total = _weighted_mean(losses, weights, total_weight)
+        for other_logits in auxiliary:
+            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(other_logits, labels), weights, total_weight)
+        return total, (measure(logits, labels, losses, weights, metrics), buffers)
+
+    return loss_fn
+
+
+def _split_outputs(outputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """The main logits and the auxiliary ones, at least float32."""
+    named = getattr(outputs, "_asdict", None)
+    fields = named() if named else {"logits": outputs}
+    fields = {n: value.float() if value.itemsize < 4 else value for n, value in fields.items() if value is not None}
+    return fields.pop("logits"), list(fields.values())
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor, total_weight: Tensor) -> Tensor:
-    """What these examples contribute to the mean over all that the total weight is of."""
-    # Left out means left out: not even a nan times 0.
+    # torch.where, because nan times a weight of 0 is nan.
     total = torch.where(weights > 0, losses, 0.0).mul(weights.to(losses.dtype)).sum()
     return total / total_weight.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
 
 
-def _accumulated(
-    part: Part, state: TrainState, key: Tensor, batch: Any, parts: int
+def _gradients(
+    loss_fn: LossFn, state: TrainState, key: Tensor, examples: Any, parts: int
 ) -> tuple[Tensors, Metrics, Tensors]:
-    """Gradients and metrics summed over the parts of a batch, each of which starts from the buffers of the one
-    before."""
-    leaves, structure = pytree.tree_flatten(batch)
-    pieces = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
+    """Gradients and metrics summed over the parts of a batch, each of which starts from the buffers of the one before,
+    and the buffers after the last."""
+    leaves, structure = pytree.tree_flatten(examples)
+    chunks = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
     grads: Tensors | None = None
     metrics: Metrics | None = None
     buffers = state.buffers
-    for number, piece in enumerate(pieces):
-        own = functools.partial(
-            part,
-            buffers=buffers,
-            key=key if parts == 1 else ftrain.random.fold_in(key, number),
-            batch=pytree.tree_unflatten(piece, structure),
-        )
-        new_grads, (new_metrics, buffers) = _grad(own, state.params)
+    for number, chunk in enumerate(chunks):
+        part = pytree.tree_unflatten(chunk, structure)
+        part_key = key if parts == 1 else ftrain.random.fold_in(key, number)
+        new_grads, (new_metrics, buffers) = _grad(loss_fn, state.params, buffers, part_key, part)
         grads = new_grads if grads is None else {name: grads[name] + grad for name, grad in new_grads.items()}
         metrics = new_metrics if metrics is None else metrics + new_metrics
     assert grads is not None and metrics is not None
@@ -202,51 +283,48 @@ def _accumulated(
 
 
 def _grad(
-    objective: Callable[[Tensors], tuple[Tensor, tuple[Metrics, Tensors]]], params: Tensors
+    loss_fn: LossFn, params: Tensors, buffers: Tensors, key: Tensor, examples: Any
 ) -> tuple[Tensors, tuple[Metrics, Tensors]]:
+    """The gradient with respect to the parameters, and the metrics and buffers."""
     if tracing(params):
-        grads, (_, aux) = torch.func.grad_and_value(objective, has_aux=True)(params)
+        grads, aux = torch.func.grad(lambda params: loss_fn(params, buffers, key, examples), has_aux=True)(params)
         return grads, aux
     # Eager autograd gives the same gradients without functorch's wrapping, which costs up to a fifth of the step.
     leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
-    with differentiated_once(), torch.enable_grad():
-        total, aux = objective(leaves)
+    with first_derivative_only(), torch.enable_grad():
+        total, aux = loss_fn(leaves, buffers, key, examples)
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.detach, aux)
 
 
-def _unless(skip: Tensor, old: TrainState, new: TrainState, *, updated: bool) -> TrainState:
-    """The new state, or the old one where `skip` is true, which the optimizer may have seen to for what it updates."""
-
-    def select(old: Any, new: Any) -> Any:
-        return pytree.tree_map(lambda old, new: new if new is old else torch.where(skip, old, new), old, new)
-
-    return TrainState(
-        step=select(old.step, new.step),
-        params=new.params if updated else select(old.params, new.params),
-        buffers=select(old.buffers, new.buffers),
-        opt_state=new.opt_state if updated else select(old.opt_state, new.opt_state),
-        key=new.key,
-        ema=new.ema,
-    )
-
-
-def _ema_weight(decay: float, step: Tensor) -> Tensor:
-    time = step.to(torch.float32)
-    return 1.0 - ((1.0 + time) / (10.0 + time)).clamp_max(decay)
-
-
 def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step: Tensor) -> Metrics:
-    wide = metrics.loss.dtype
-    norm = global_norm(grads).to(wide)
+    dtype = metrics.loss.dtype
+    norm = global_norm(grads).to(dtype)
     sums = {"steps": torch.ones_like(metrics.loss), "grad_norm": norm}
     if optimizer.learning_rate is not None:
-        sums["lr"] = optimizer.learning_rate(step).to(wide)
+        sums["lr"] = optimizer.learning_rate(step).to(dtype)
     return Metrics(
         loss=metrics.loss,
         correct=metrics.correct,
         count=metrics.count,
-        nonfinite=torch.maximum(metrics.nonfinite.clamp_max(1.0), (~torch.isfinite(norm)).to(wide)),
+        nonfinite=torch.maximum(metrics.nonfinite.clamp_max(1.0), (~torch.isfinite(norm)).to(dtype)),
         per_example=metrics.per_example,
         per_step=sums,
     )
+
+
+def _skip(nonfinite: Tensor, traced: bool) -> Tensor | bool:
+    """Whether to skip the step: a bool where the host knows it for free, else a 0-d bool tensor."""
+    if traced or nonfinite.device.type != "cpu":
+        return nonfinite > 0
+    return nonfinite.item() > 0
+
+
+def _updated(
+    state: TrainState, grads: Tensors, buffers: Tensors, optimizer: Optimizer, skip: Tensor | bool, donate: bool
+) -> TrainState:
+    flag = skip if isinstance(skip, Tensor) else None
+    params, opt_state = apply_update(
+        optimizer, grads, state.opt_state, state.params, state.step, donate=donate, skip=flag
+    )
+    return TrainState(state.step + 1, params, buffers, opt_state, state.key, state.ema)

@@ -1,4 +1,4 @@
-"""Whether a step is pure: a check for each thing that "pure" means here, for ftrain's steps and for your own."""
+"""Checks that a step is pure, for ftrain's steps and for your own: one for each of the six meanings of "pure"."""
 
 from __future__ import annotations
 
@@ -12,46 +12,52 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import ftrain.random
 from ftrain.optim import global_norm
+from ftrain.torch_private import compile_errors, error_on_recompile, pytree, recompile_error
 
 Step = Callable[[Any, Any], Any]
 
-STEPS = 5  # taken in a row with one compiled graph
-TOLERANCE = 1e-8  # of float64 results that are equal but for rounding
-SLOPE_TOLERANCE = 1e-4  # of a derivative against finite differences, relative
-SLOPE_DISTANCE = 1e-8  # so near that hardly ever a kink, such as ReLU's, lies between
-SLOPE_NOISE = 50 * 2.0**-52 / SLOPE_DISTANCE  # of finite differences from rounding, relative to the loss
+STEPS = 5  # consecutive steps that one compiled graph must serve
+TOLERANCE = 1e-8  # between float64 results that are equal except for rounding
+SLOPE_TOLERANCE = 1e-4  # between a derivative and finite differences, relative
+SLOPE_DISTANCE = 1e-8  # small enough that there is hardly ever a kink, such as ReLU's, in between
+SLOPE_NOISE = 50 * 2.0**-52 / SLOPE_DISTANCE  # rounding error of finite differences, relative to the loss
 
 
 class ImpureStepError(AssertionError):
-    """A step that is not pure. The message says which meaning of "pure" is broken, and by which tensor."""
+    """A step is not pure. The message says which meaning of "pure" does not hold, and for which tensor."""
 
 
 def assert_pure(step: Step, state: Any, batch: Any, *, meanings: Iterable[str] | None = None) -> None:
     """Checks that a step is a pure function, in the six meanings of `MEANINGS`.
 
     Args:
-      step: `(state, batch) -> (new_state, metrics)`, or `(state, batch) -> metrics`; its other arguments bound.
+      step: `(state, batch) -> (new_state, metrics)`, or `(state, batch) -> metrics`; its other arguments bound, for
+        instance with `functools.partial`.
       state: a pytree of tensors with the fields `key` and `params`, such as a `TrainState`. The checks of graphs, vmap
-        and derivatives run on a float64 copy of it, where rounding cannot hide or feign a difference.
+        and derivatives use a float64 copy of it, so that rounding neither hides a difference nor looks like one.
       batch: a pytree of tensors.
-      meanings: which to check; all if None.
+      meanings: names of the meanings to check; None for all.
 
     Raises:
       ImpureStepError: for the first meaning that does not hold.
-      ValueError: for a meaning that there is not.
+      ValueError: for an unknown meaning.
+
+    >>> apply, params, buffers = ftrain.module.functionalize(torch.nn.Linear(3, 2))
+    >>> state = ftrain.state.init_state(params, buffers, ftrain.optim.sgd(0.1), seed=0)
+    >>> step = functools.partial(ftrain.steps.train_step, apply=apply, optimizer=ftrain.optim.sgd(0.1))
+    >>> assert_pure(step, state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), meanings=["repeatable", "vmap"])
     """
     for meaning in MEANINGS if meanings is None else meanings:
         if meaning not in MEANINGS:
-            raise ValueError(f"a meaning of pure is one of {', '.join(MEANINGS)}; got {meaning!r}")
+            raise ValueError(f"the meanings of pure are {', '.join(MEANINGS)}; got {meaning!r}")
         MEANINGS[meaning](step, state, batch)
 
 
 def check_inputs_unchanged(step: Step, state: Any, batch: Any) -> None:
-    """1. No input changes: not the state, not the batch, not a module behind the step, not a global generator."""
+    """1. No input changes: neither the state nor the batch, a module behind the step or a global random generator."""
 
     def watched() -> dict[str, Any]:
         return {"state": state, "batch": batch, **_modules_behind(step)}
@@ -64,10 +70,11 @@ def check_inputs_unchanged(step: Step, state: Any, batch: Any) -> None:
             for name, was, now in zip(generators, generators.values(), _generators().values(), strict=True)
             if was != now
         ]
-    _compare("inputs unchanged", before, watched(), "before the step", "after it", exact=True)
+    _compare("inputs unchanged", before, watched(), "the input before the step", "the input after it", exact=True)
     if moved:
         _fail(
-            "inputs unchanged", f"the step moved {' and '.join(moved)}; draw from state.key with ftrain.random instead"
+            "inputs unchanged",
+            f"the step advanced {' and '.join(moved)}; draw from state.key with ftrain.random instead",
         )
 
 
@@ -77,30 +84,30 @@ def check_repeatable(step: Step, state: Any, batch: Any) -> None:
         torch.manual_seed(1)
         first = _snapshot(step(state, batch))
         torch.manual_seed(2)
-        _compare("repeatable", first, step(state, batch), "the first call", "the second", exact=True)
+        _compare("repeatable", first, step(state, batch), "the first call", "the second call", exact=True)
         step(_advanced(step, state, batch), batch)
         _compare("repeatable", first, step(state, batch), "the first call", "a call after another step", exact=True)
 
 
 def check_one_graph(step: Step, state: Any, batch: Any, *, backend: str = "aot_eager") -> None:
-    """3. It compiles as one graph, which serves every step: no recompile when the step or the learning rate moves."""
-    state, batch = _wide(state), _wide(batch)
-    torch._dynamo.reset()
+    """3. It compiles as one graph that serves every step: no recompile when the step or the learning rate changes."""
+    state, batch = _as_float64(state), _as_float64(batch)
+    torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
     try:
-        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        with torch.no_grad(), error_on_recompile():
             for _ in range(STEPS):
                 result = compiled(state, batch)
                 state = _next_state(result, state)
-    except torch._dynamo.exc.RecompileError as error:
-        _fail("one graph", f"the step compiled again in one of {STEPS} calls: {_first_lines(error)}")
-    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.BackendCompilerFailed) as error:
+    except recompile_error() as error:
+        _fail("one graph", f"the step was recompiled in one of {STEPS} calls: {_first_lines(error)}")
+    except compile_errors() as error:
         _fail("one graph", f"the step does not compile as one graph: {_first_lines(error)}")
 
 
 def check_vmap(step: Step, state: Any, batch: Any) -> None:
-    """4. Under vmap over stacked states, each with its own key, it equals the loop over the single states."""
-    first, batch = _wide(state), _wide(batch)
+    """4. Under vmap over stacked states, each with its own key, it equals a loop over the single states."""
+    first, batch = _as_float64(state), _as_float64(batch)
     second = _with_key(_advanced(step, first, batch), ftrain.random.fold_in(first.key, 1))
     stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves), first, second)
     try:
@@ -116,14 +123,14 @@ def check_vmap(step: Step, state: Any, batch: Any) -> None:
 def check_differentiable(step: Step, state: Any, batch: Any) -> None:
     """5. The derivative of a later loss through two steps, along a direction in the parameters, agrees with finite
     differences."""
-    state, batch = _wide(state), _wide(batch)
+    state, batch = _as_float64(state), _as_float64(batch)
     keys = ftrain.random.split(ftrain.random.key(0), len(state.params))
     direction = {
         name: ftrain.random.normal(key, param.shape, torch.float64).to(param.device)
         for (name, param), key in zip(state.params.items(), keys, strict=True)
     }
     length = global_norm(direction)
-    direction = {name: part / length for name, part in direction.items()}
+    direction = {name: component / length for name, component in direction.items()}
 
     def later_loss(distance: Tensor) -> Tensor:
         moved = {name: param + distance * direction[name] for name, param in state.params.items()}
@@ -143,14 +150,15 @@ def check_differentiable(step: Step, state: Any, batch: Any) -> None:
     expected = (ahead - behind) / (2 * SLOPE_DISTANCE)
     if not abs(slope - expected) <= SLOPE_TOLERANCE * abs(expected) + SLOPE_NOISE * abs(ahead):
         _fail(
-            "differentiable", f"the later loss has the derivative {slope:.8g}; finite differences give {expected:.8g}"
+            "differentiable",
+            f"the derivative of the later loss is {slope:.8g}, but finite differences give {expected:.8g}",
         )
 
 
 def check_draws(step: Step, state: Any, batch: Any) -> None:
-    """6. Every draw comes from the state's key and step alone, differs from step to step, and is the same eager and
+    """6. Every draw depends only on the state's key and step, differs from step to step, and is the same eager and
     compiled."""
-    state, batch = _wide(state), _wide(batch)
+    state, batch = _as_float64(state), _as_float64(batch)
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="aot_eager")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
@@ -158,16 +166,16 @@ def check_draws(step: Step, state: Any, batch: Any) -> None:
         torch.manual_seed(2)
         try:
             graph = compiled(state, batch)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except compile_errors() as error:
             _fail("draws", f"the step does not compile: {_first_lines(error)}")
-        _compare("draws", eager, graph, "the step in eager mode", "the step compiled")
+        _compare("draws", eager, graph, "the eager step", "the compiled step")
         if not hasattr(state, "step"):
             return
         loss = _loss(eager)
         other_key = _loss(step(_with_key(state, ftrain.random.fold_in(state.key, 1)), batch))
         other_step = _loss(step(_replace(state, step=state.step + 1), batch))
         if not _same_bits(loss, other_key) and _same_bits(loss, other_step):
-            _fail("draws", "the step draws from its key, but the same in every step; fold state.step into the key")
+            _fail("draws", "the step draws the same numbers in every step; fold state.step into the key")
 
 
 MEANINGS: dict[str, Callable[[Step, Any, Any], None]] = {
@@ -182,23 +190,23 @@ MEANINGS: dict[str, Callable[[Step, Any, Any], None]] = {
 
 def _fail(meaning: str, found: str) -> None:
     number = list(MEANINGS).index(meaning) + 1
-    raise ImpureStepError(f"the step is not pure: meaning {number}, {meaning}, does not hold. {found}")
+    raise ImpureStepError(f"the step is not pure in meaning {number}, {meaning}: {found}")
 
 
 def _compare(meaning: str, expected: Any, found: Any, one: str, other: str, *, exact: bool = False) -> None:
     wanted, got = _named(expected), _named(found)
     if wanted.keys() != got.keys():
-        _fail(meaning, f"{one} and {other} differ in structure: {sorted(wanted.keys() ^ got.keys())[:3]}")
+        _fail(meaning, f"only one of {one} and {other} has {', '.join(sorted(wanted.keys() ^ got.keys())[:3])}")
     for name, a in wanted.items():
         b = got[name]
         if a.shape != b.shape or a.dtype != b.dtype:
-            _fail(meaning, f"{name} is {a.dtype} {list(a.shape)} by {one} and {b.dtype} {list(b.shape)} by {other}")
+            _fail(meaning, f"{name} is {a.dtype} {list(a.shape)} in {one} and {b.dtype} {list(b.shape)} in {other}")
         near = (
             _same_bits(a, b) if exact else torch.allclose(a.double(), b.double(), TOLERANCE, TOLERANCE, equal_nan=True)
         )
         if not near:
             distance = (a.double() - b.double()).abs().max().item()
-            _fail(meaning, f"{name} is not the same by {one} and {other}: the largest difference is {distance:.3g}")
+            _fail(meaning, f"{name} differs between {one} and {other} by up to {distance:.3g}")
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
@@ -214,7 +222,7 @@ def _snapshot(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _wide(tree: Any) -> Any:
+def _as_float64(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tree)
 
 
@@ -230,7 +238,7 @@ def _with_key(state: Any, key: Tensor) -> Any:
 
 
 def _next_state(result: Any, state: Any) -> Any:
-    """The state to go on from: the step's, if it returns one."""
+    """The state for the next step: the one that the step returned, if any."""
     is_state = isinstance(result, tuple) and isinstance(result[0], type(state))
     return result[0] if is_state else state
 
@@ -240,7 +248,7 @@ def _advanced(step: Step, state: Any, batch: Any) -> Any:
 
 
 def _loss(result: Any) -> Tensor:
-    """The loss of what a step returned: its metrics' field `loss`, else the sum of all floats in it."""
+    """The field `loss` of the metrics that a step returned, or else the sum of all floats in them."""
     metrics = result[-1] if isinstance(result, tuple) else result
     if hasattr(metrics, "loss"):
         return metrics.loss  # type: ignore[no-any-return]
@@ -260,13 +268,13 @@ def _generators() -> dict[str, Any]:
 
 
 def _modules_behind(step: Any) -> dict[str, dict[str, Tensor]]:
-    """The tensors of the modules that a step can reach through bound arguments and closures."""
+    """The tensors and modes of the modules that a step reaches through bound arguments, closures and attributes."""
     modules = [value for value in _reachable(step, set()) if isinstance(value, torch.nn.Module)]
     return {
         f"module {number} ({type(module).__name__})": {
             **dict(module.named_parameters()),
             **dict(module.named_buffers()),
-            **{f"{name}.training": torch.tensor(part.training) for name, part in module.named_modules()},
+            **{f"{name}.training": torch.tensor(child.training) for name, child in module.named_modules()},
         }
         for number, module in enumerate(modules)
     }
@@ -277,21 +285,21 @@ def _reachable(value: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(value))
     yield value
-    parts: Sequence[Any] = ()
+    members: Sequence[Any] = ()
     if isinstance(value, functools.partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
+        members = [value.func, *value.args, *value.keywords.values()]
     elif isinstance(value, types.FunctionType):
-        parts = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        members = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
     elif isinstance(value, types.MethodType):
-        parts = [value.__self__, value.__func__]
+        members = [value.__self__, value.__func__]
     elif isinstance(value, tuple | list):
-        parts = value
+        members = value
     elif isinstance(value, dict):
-        parts = list(value.values())
+        members = list(value.values())
     elif callable(value) and not isinstance(value, torch.nn.Module | type):
-        parts = list(getattr(value, "__dict__", {}).values())
-    for part in parts:
-        yield from _reachable(part, seen)
+        members = list(getattr(value, "__dict__", {}).values())
+    for member in members:
+        yield from _reachable(member, seen)
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -88,7 +88,8 @@ def test_a_part_that_is_not_finite_counts_once():
 
 
 @pytest.mark.parametrize("count", [0, 5, -1])
-def test_parts_that_are_not_equal_are_refused(count):
+def test_parts_that_are_not_equal_are_rejected(count):
     step, state, batch = parts("linear", ftrain.sgd(0.1))
-    with pytest.raises(ValueError, match=f"accumulate splits a batch of 12 into equal parts; got {count}"):
+    expected = f"`accumulate` must be a positive number that divides the batch of 12 examples; got {count}"
+    with pytest.raises(ValueError, match=expected):
         step(state, batch, accumulate=count)

@@ -115,9 +115,9 @@ def test_a_step_that_is_skipped_leaves_them_as_they_are(compiled, donate):
 @pytest.mark.parametrize(
     ("decay", "ema", "message"),
     [
-        (1.0, True, "ema_decay is a number >= 0 and < 1; got 1.0"),
-        (-0.1, True, "ema_decay is a number >= 0 and < 1; got -0.1"),
-        (0.9, False, "ema_decay needs a state that keeps averages; make it with init_state(..., ema=True)"),
+        (1.0, True, "`ema_decay` must be a number >= 0 and < 1; got 1.0"),
+        (-0.1, True, "`ema_decay` must be a number >= 0 and < 1; got -0.1"),
+        (0.9, False, "`ema_decay` needs a state that keeps averages; make it with init_state(..., ema=True)"),
     ],
 )
 def test_errors(decay, ema, message):

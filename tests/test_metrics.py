@@ -145,9 +145,11 @@ def test_adding_does_not_change_what_is_added() -> None:
 
 def test_metrics_of_different_sums_do_not_add() -> None:
     top5, lr = {"top5": torch.tensor(1.0)}, {"steps": torch.tensor(1.0), "lr": torch.tensor(0.1)}
-    with pytest.raises(ValueError, match=r"must hold the same sums; got \['top5'\] and \[\]"):
+    with pytest.raises(ValueError, match=r"only metrics with the same sums can be added; got \['top5'\] and \[\]"):
         zeros(per_example=top5) + zeros()
-    with pytest.raises(ValueError, match=r"must hold the same sums; got \[\] and \['lr', 'steps'\]"):
+    with pytest.raises(
+        ValueError, match=r"only metrics with the same sums can be added; got \[\] and \['lr', 'steps'\]"
+    ):
         zeros() + zeros(per_step=lr)
     assert (zeros(per_example=top5, per_step=lr) + zeros(per_example=top5, per_step=lr)).per_step["lr"] == 0.2
 

@@ -64,10 +64,10 @@ def test_skeletons_hold_no_data_and_a_forgotten_tensor_fails():
     for name in params:
         rest = {other: tensor for other, tensor in params.items() if other != name}
         with pytest.raises(
-            ValueError, match=rf"parameters do not fit the module; missing: \['{name}'\], unexpected: none"
+            ValueError, match=rf"the parameters do not fit the module; missing: \['{name}'\], unexpected: none"
         ):
             apply(rest, buffers, INPUTS, train=True)
-    with pytest.raises(ValueError, match=r"buffers do not fit the module; missing: none, unexpected: \['other'\]"):
+    with pytest.raises(ValueError, match=r"the buffers do not fit the module; missing: none, unexpected: \['other'\]"):
         apply(params, {**buffers, "other": torch.zeros(())}, INPUTS, train=True)
     skeletons = [cell.cell_contents for cell in apply.__closure__ if isinstance(cell.cell_contents, dict)]
     held = [
@@ -197,7 +197,7 @@ def test_draws_come_from_the_key(name):
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), generator)
-    with pytest.raises(ValueError, match=r"the network draws random numbers \(.*\), and there is no key"):
+    with pytest.raises(ValueError, match=r"the network draws random numbers \(.*\) but was given no key"):
         run(module, key=None)
     assert torch.equal(run(module, train=False, key=None)[0], module.eval()(INPUTS))
 
@@ -303,7 +303,7 @@ def test_recurrent_dropout_is_refused_and_recurrence_without_it_works():
             return self.lstm(x)[0]
 
     inputs = ftrain.random.normal(KEY, (2, 5, 8))
-    with pytest.raises(NotImplementedError, match="lstm drops out between its layers"):
+    with pytest.raises(NotImplementedError, match="lstm applies dropout between its layers"):
         run(Recurrent(0.5), inputs)
     module = Recurrent(0.0)
     torch.testing.assert_close(run(module, inputs)[0], module(inputs))

@@ -247,16 +247,16 @@ def test_donation_is_right_where_a_new_leaf_is_another_old_one(backend, of_old):
     assert (state.older.tolist(), state.newer.tolist()) == ([14.0, 13.0], [23.0, 24.0])
 
 
-def test_a_state_that_cannot_be_buried_is_not_donated():
+def test_a_state_that_cannot_be_invalidated_is_not_donated():
     donating = ftrain.compile_step(lambda state, batch: (state, batch), donate=True, backend="aot_eager")
-    with pytest.raises(TypeError, match=r"a dict cannot be donated.*ftrain\.pytree\.frozen"):
+    with pytest.raises(TypeError, match=r"a dict cannot be donated.*decorated with ftrain\.frozen"):
         donating({"a": torch.zeros(2)}, torch.zeros(2))
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
-def test_a_mode_that_writes_over_older_states_is_refused(mode):
+def test_a_mode_that_overwrites_older_states_is_rejected(mode):
     with pytest.raises(
-        ValueError, match=f"mode '{mode}' uses CUDA graphs, .*give 'max-autotune-no-cudagraphs' or None"
+        ValueError, match=f"`mode` '{mode}' uses CUDA graphs, .*use 'max-autotune-no-cudagraphs' or None"
     ):
         ftrain.compile_step(lambda state, batch: state, mode=mode)
 
@@ -307,7 +307,7 @@ def test_the_draws_of_train_step_differ_from_step_to_step():
     assert first.loss.item() != second.loss.item()
 
 
-def test_float16_is_refused():
+def test_float16_is_rejected():
     apply, optimizer, state, batch = parts("linear")
-    with pytest.raises(ValueError, match=r"precision is torch\.float32 or torch\.bfloat16; got torch\.float16"):
+    with pytest.raises(ValueError, match=r"`precision` must be torch\.float32 or torch\.bfloat16; got torch\.float16"):
         ftrain.train_step(state, batch, apply=apply, optimizer=optimizer, precision=torch.float16)

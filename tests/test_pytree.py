@@ -87,11 +87,11 @@ def test_equality_is_identity() -> None:
 def test_fields_missing_unknown_or_twice_are_refused(args: Any, kwargs: Any, found: str) -> None:
     with pytest.raises(TypeError) as caught:
         Pair(*args, **kwargs)
-    assert str(caught.value) == f"Pair takes the fields left, right, each once; got {found}"
+    assert str(caught.value) == f"Pair expects each of the fields left, right once; got {found}"
 
 
 def test_too_many_values_are_refused() -> None:
-    with pytest.raises(TypeError, match="Pair takes the fields left, right, each once"):
+    with pytest.raises(TypeError, match="Pair expects each of the fields left, right once"):
         Pair(1, 2, 3)
 
 
@@ -107,11 +107,40 @@ def test_a_field_with_a_factory_may_be_left_out() -> None:
     assert Padded(one).last is not Padded(one).last
     assert Padded(one, {"a": one}).last == {"a": one} == Padded(one, last={"a": one}).last
     for args, kwargs in (((), {}), ((one, {}), {"last": {}})):
-        with pytest.raises(TypeError, match="Padded takes the fields first, last, each once"):
+        with pytest.raises(TypeError, match="Padded expects each of the fields first, last once"):
             Padded(*args, **kwargs)
     made = torch.compile(lambda value: Padded(2 * value), fullgraph=True, backend="eager")(one)
     assert made.first.item() == 2.0
     assert made.last == {}
+
+
+@frozen
+class Defaults:
+    required: Any
+    plain: int = 3
+    field: Any = attrs.field(default=None)
+
+
+def test_a_field_with_a_plain_default_may_be_omitted() -> None:
+    value = Defaults(1)
+    assert (value.required, value.plain, value.field) == (1, 3, None)
+    value = Defaults(1, field=5)
+    assert (value.plain, value.field) == (3, 5)
+    with pytest.raises(TypeError, match=r"Defaults expects each of the fields required, plain, field once; got plain"):
+        Defaults(plain=2)
+    back = pytree.tree_map(lambda leaf: leaf, Defaults(1, 2))
+    assert (back.required, back.plain, back.field) == (1, 2, None)
+    made = torch.compile(lambda value: Defaults(2 * value), fullgraph=True, backend="eager")(torch.tensor(1.0))
+    assert (made.required.item(), made.plain, made.field) == (2.0, 3, None)
+
+
+def test_a_default_that_depends_on_other_fields_is_rejected() -> None:
+    class Dependent:
+        first: int
+        second: int = attrs.field(default=attrs.Factory(lambda self: self.first, takes_self=True))
+
+    with pytest.raises(TypeError, match=r"the default of Dependent\.second depends on the other fields"):
+        frozen(Dependent)
 
 
 def test_pytree_round_trip() -> None:

@@ -77,15 +77,17 @@ def test_compiled(donate):
 
 
 @pytest.mark.parametrize("donate", [False, True])
-@pytest.mark.parametrize("takes", [(), ("donate",), ("donate", "skip")])
-def test_an_optimizer_of_ones_own_need_take_nothing(takes, donate):
+@pytest.mark.parametrize("extended", [False, True])
+def test_your_own_optimizer_needs_no_extended_update(extended, donate):
     plain = ftrain.adagrad(0.01)  # whose compiled update is plain arithmetic
 
-    def update(grads, opt_state, params, step, **options):
-        assert set(options) <= set(takes)
-        return plain.update(grads, opt_state, params, step, **options)
+    def update(grads, opt_state, params, step):
+        return plain.update(grads, opt_state, params, step)
 
-    own = ftrain.Optimizer(plain.init, update, options=takes)
+    def extended_update(grads, opt_state, params, step, *, donate, skip):
+        return plain.extended_update(grads, opt_state, params, step, donate=donate, skip=skip)
+
+    own = ftrain.Optimizer(plain.init, update, extended_update=extended_update if extended else None)
     step, state, batch = parts(optimizer=own)
     before = leaves(state)
     compiled = ftrain.compile_step(step, donate=donate, backend="aot_eager")
