@@ -1,4 +1,4 @@
-"""Names, sizes and seeds of models; and every one of torchvision's models takes a training step."""
+"""Names, sizes and seeds of models, and a training step with each of torchvision's models."""
 
 import random
 
@@ -12,7 +12,7 @@ from ftrain import models
 
 SLOW = 50e6  # parameters
 GIANT = 150e6
-# A second table, by model rather than by family: a size that is wrong in one of the two fails here.
+# A second table, by model instead of by family, so that a mistake in one of them fails here.
 SMALLEST = dict.fromkeys(models.names(), 1) | {
     "alexnet": 63,
     "convnext_base": 32,
@@ -99,30 +99,30 @@ def test_every_name_is_canonical():
     assert [models.canonical(name.upper()) for name in models.names()] == models.names()
 
 
-def test_canonical_names_the_nearest():
+def test_canonical_suggests_the_closest_names():
     with pytest.raises(ValueError) as caught:
         models.canonical("ResNet35")
     assert str(caught.value) == (
-        f"a model is one of torchvision's {len(models.names())} classifiers; got 'ResNet35', the nearest are resnet50, "
-        "resnet34, resnet152; run `ftrain models` for all names"
+        f"`model` must be one of torchvision's {len(models.names())} classifiers, got 'ResNet35'; the closest names are "
+        "resnet50, resnet34, resnet152. The command ftrain models lists all names"
     )
 
 
-def test_canonical_refuses_what_could_be_two():
-    with pytest.raises(ValueError, match="the nearest are regnet_x_16gf, regnet_x_1_6gf;"):
+def test_canonical_refuses_an_ambiguous_name():
+    with pytest.raises(ValueError, match="the closest names are regnet_x_16gf, regnet_x_1_6gf. "):
         models.canonical("RegNetX16GF")
 
 
 @pytest.mark.parametrize("name", ["", "???", "fasterrcnn"])
 def test_canonical_refuses(name):
-    with pytest.raises(ValueError, match="run `ftrain models` for all names"):
+    with pytest.raises(ValueError, match="The command ftrain models lists all names"):
         models.canonical(name)
 
 
 @pytest.mark.parametrize("function", [models.smallest_size, models.parameter_count])
-def test_all_take_any_spelling_and_refuse_others(function):
+def test_any_spelling_works_and_unknown_names_are_refused(function):
     assert function("ResNet-18") == function("resnet18")
-    with pytest.raises(ValueError, match="nearest are"):
+    with pytest.raises(ValueError, match="the closest names are"):
         function("resnet19")
 
 
@@ -133,22 +133,30 @@ def test_smallest_sizes():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("resnet18", 0, "resnet18 trains on images of at least 1 px; got an image size of 0; use 1"),
-        ("resnet18", -5, "resnet18 trains on images of at least 1 px; got an image size of -5; use 1"),
-        ("VGG11", 31, "vgg11 trains on images of at least 32 px; got an image size of 31; use 32"),
-        ("inception_v3", 224, "inception_v3 trains on images of at least 299 px; got an image size of 224; use 299"),
-        ("vit_b_16", 8, "vit_b_16 trains on images of a multiple of 16 px; got an image size of 8; use 16"),
-        ("vit_b_16", 100, "vit_b_16 trains on images of a multiple of 16 px; got an image size of 100; use 96 or 112"),
-        ("vit_h_14", 32, "vit_h_14 trains on images of a multiple of 14 px; got an image size of 32; use 28 or 42"),
+        ("resnet18", 0, "resnet18 needs images of at least 1 px, but `image_size` is 0; use 1"),
+        ("resnet18", -5, "resnet18 needs images of at least 1 px, but `image_size` is -5; use 1"),
+        ("VGG11", 31, "vgg11 needs images of at least 32 px, but `image_size` is 31; use 32"),
+        ("inception_v3", 224, "inception_v3 needs images of at least 299 px, but `image_size` is 224; use 299"),
+        ("vit_b_16", 8, "vit_b_16 needs images whose side is a multiple of 16 px, but `image_size` is 8; use 16"),
+        (
+            "vit_b_16",
+            100,
+            "vit_b_16 needs images whose side is a multiple of 16 px, but `image_size` is 100; use 96 or 112",
+        ),
+        (
+            "vit_h_14",
+            32,
+            "vit_h_14 needs images whose side is a multiple of 14 px, but `image_size` is 32; use 28 or 42",
+        ),
         (
             "maxvit_t",
             64,
-            "maxvit_t trains on images of a multiple of 224 px, or up to 3 px less; got an image size of 64; use 221",
+            "maxvit_t needs images whose side is a multiple of 224 px, or up to 3 px less, but `image_size` is 64; use 221",
         ),
         (
             "maxvit_t",
             256,
-            "maxvit_t trains on images of a multiple of 224 px, or up to 3 px less; got an image size of 256; "
+            "maxvit_t needs images whose side is a multiple of 224 px, or up to 3 px less, but `image_size` is 256; "
             "use 224 or 445",
         ),
     ],
@@ -163,7 +171,7 @@ def test_check_size_refuses(name, size, message):
 
 
 def test_check_size_agrees_with_torchvision_on_maxvit():
-    # The whole forward pass at sizes that fit takes too long; that the constructor takes them is the constraint.
+    # A forward pass at every size would take too long. The constructor enforces the constraint.
     accepted, built = [], []
     for size in range(200, 460):
         try:
@@ -181,7 +189,7 @@ def test_check_size_agrees_with_torchvision_on_maxvit():
 
 
 @pytest.mark.parametrize("size", [221, 222, 448])
-def test_maxvit_runs_at_the_sizes_that_it_is_built_for(size):
+def test_maxvit_runs_at_the_sizes_it_accepts(size):
     with torch.device("meta"):
         model = torchvision.models.maxvit_t(num_classes=10, input_size=(size, size))
         assert model(torch.zeros(2, 3, size, size)).shape == (2, 10)
@@ -201,7 +209,7 @@ def test_every_size_from_the_smallest_up_works(name):
 @pytest.mark.parametrize("name", [name for name, size in SMALLEST.items() if size > 1])
 def test_a_smaller_size_does_not_work(name):
     size = SMALLEST[name] - 1
-    with pytest.raises(ValueError, match=f"got an image size of {size}"):
+    with pytest.raises(ValueError, match=f"`image_size` is {size};"):
         models.check_size(name, size)
     with torch.device("meta"), pytest.raises((RuntimeError, ValueError, AssertionError)):
         torchvision.models.get_model(name, num_classes=10, **_warned(name), **_sized(name, size))(
@@ -221,7 +229,7 @@ def test_parameters_are_a_function_of_the_seed(name):
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
 
-def test_the_draw_is_that_of_torch_manual_seed():
+def test_parameters_are_those_that_torch_manual_seed_gives():
     built = models.build("resnet18", classes=10, image_size=32, seed=7).state_dict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
@@ -230,7 +238,7 @@ def test_the_draw_is_that_of_torch_manual_seed():
 
 
 @pytest.mark.parametrize("name", models.names("*0_5") + ["googlenet", "regnet_x_400mf", "swin_v2_t", "vit_b_32"])
-def test_no_global_random_state_moves(name):
+def test_global_random_state_does_not_change(name):
     def states():
         return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
@@ -240,7 +248,7 @@ def test_no_global_random_state_moves(name):
     assert states() == before
 
 
-def test_no_global_random_state_moves_on_error():
+def test_global_random_state_does_not_change_on_error():
     before = torch.get_rng_state()
     with pytest.raises(ValueError):
         models.build("vit_b_16", classes=10, image_size=17, seed=3)
@@ -248,13 +256,13 @@ def test_no_global_random_state_moves_on_error():
 
 
 def test_other_generators_are_not_seeded(monkeypatch):
-    # torch.manual_seed would also seed the GPUs' generators, which fork_rng(devices=[]) does not put back.
+    # torch.manual_seed would also seed the GPUs' generators, which fork_rng(devices=[]) does not restore.
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded the GPUs"))
     models.build("mnasnet0_5", classes=10, image_size=32, seed=3)
 
 
 def test_the_largest_seed_and_the_default_device():
-    with torch.device("meta"):  # the caller's default device, whatever it is, is not used
+    with torch.device("meta"):  # the caller's default device is ignored
         module = models.build("mnasnet0_5", classes=10, image_size=32, seed=2**64 - 1)
     assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
     assert module.training
@@ -263,9 +271,9 @@ def test_the_largest_seed_and_the_default_device():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"classes": 0}, "at least 1 class; got 0"),
-        ({"seed": -1}, "from 0 to 2\\*\\*64 - 1; got -1"),
-        ({"seed": 2**64}, "from 0 to 2\\*\\*64 - 1; got 18446744073709551616"),
+        ({"classes": 0}, "`classes` must be at least 1, got 0"),
+        ({"seed": -1}, "from 0 to 2\\*\\*64 - 1, got -1"),
+        ({"seed": 2**64}, "from 0 to 2\\*\\*64 - 1, got 18446744073709551616"),
     ],
 )
 def test_build_refuses(changed, message):
@@ -303,7 +311,7 @@ def _marked(names):
 @pytest.mark.parametrize("name", _marked([name for name in PARAMETERS if PARAMETERS[name] <= GIANT]))
 def test_train_step(name):
     size = SMALLEST[name]
-    # Nothing holds the module itself: of the larger ones, memory has room for few copies.
+    # The module itself is not kept, because memory has room for few copies of the larger ones.
     apply, params, buffers = ftrain.functionalize(models.build(name, classes=10, image_size=size, seed=1))
     optimizer = ftrain.sgd(0.01)
     state = ftrain.init_state(params, buffers, optimizer, seed=1)
@@ -320,7 +328,7 @@ def test_train_step(name):
     assert shapes == [(2, 10)] * {"googlenet": 3, "inception_v3": 2}.get(name, 1)
     assert 0 < metrics.compute()["loss"] < 50
     if size < 32:
-        # BatchNorm over two values, one pixel of two images, can amplify gradients beyond all numbers.
+        # BatchNorm over two values (one pixel of two images) can make gradients overflow.
         new_state, metrics = step(_batch(16, size))
         assert 0 < metrics.compute()["loss"] < 50
     assert 0 < metrics.compute()["grad_norm"] < 1e9
@@ -330,12 +338,12 @@ def test_train_step(name):
 # Donated, because parameters, gradients and new parameters side by side would take more than 8 GB.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PARAMETERS if PARAMETERS[name] > GIANT])
-def test_giant_takes_a_donated_training_step(name):
+def test_train_step_of_a_giant_donates_its_state(name):
     size = SMALLEST[name]
     apply, params, buffers = ftrain.functionalize(models.build(name, classes=10, image_size=size, seed=1))
     optimizer = ftrain.sgd(1e-4)
     state = ftrain.init_state(params, buffers, optimizer, seed=0)
-    head = list(params)[-1]  # the one part that has a gradient also where it begins at zero, as in vit
+    head = list(params)[-1]  # the only layer that has a gradient even where it starts at zero, as in vit
     before = params[head].clone()
     new_state, metrics = ftrain.train_step(state, _batch(16, size), apply=apply, optimizer=optimizer, donate=True)
     assert 0 < metrics.compute()["loss"] < 50

@@ -1,0 +1,24 @@
+"""Networks: torchvision's classifiers by name, networks of one's own, and weights to start from."""
+
+from ftrain.models.catalogue import canonical, check_size, fits, names, smallest_size
+from ftrain.models.construct import build
+from ftrain.models.own import build_own, load_factory, source_hash
+from ftrain.models.structure import Convolutions, convolutions, parameter_count
+from ftrain.models.weights import WeightsReport, load_weights
+
+__all__ = [
+    "Convolutions",
+    "WeightsReport",
+    "build",
+    "build_own",
+    "canonical",
+    "check_size",
+    "convolutions",
+    "fits",
+    "load_factory",
+    "load_weights",
+    "names",
+    "parameter_count",
+    "smallest_size",
+    "source_hash",
+]
