@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftrain import data, losses, metrics, mix, models, optim, random, schedules, testing
+    from ftrain import data, errors, losses, metrics, mix, models, optim, random, schedules, testing
     from ftrain.compile import compile_step
+    from ftrain.errors import FtrainError
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
     from ftrain.metrics import Metrics
     from ftrain.mix import cutmix, mixup
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
         sgd,
     )
     from ftrain.pytree import frozen
+    from ftrain.run.api import Run, events, fit, open_run
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
     from ftrain.state import DonatedError, TrainState, averaged, init_state
     from ftrain.steps import eval_step, predict_step, train_step
 
 _NAMES_IN = {
     "compile": ["compile_step"],
+    "errors": ["FtrainError"],
     "losses": ["binary_cross_entropy", "cross_entropy", "mean_squared_error"],
     "metrics": ["Metrics"],
     "mix": ["cutmix", "mixup"],
@@ -48,11 +51,12 @@ _NAMES_IN = {
         "sgd",
     ],
     "pytree": ["frozen"],
+    "run.api": ["Run", "events", "fit", "open_run"],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
     "state": ["DonatedError", "TrainState", "averaged", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
-_MODULES = ["data", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]
+_MODULES = ["data", "errors", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]
 _MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])
@@ -60,8 +64,8 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Names are looked up when they are first used: `import ftrain` must not import torch, so that the command line is
-    # quick.
+    # Names are imported when they are first used, because `import ftrain` must not import torch: `ftrain --help` is
+    # quick. (lazy_loader does the same; this is as short, and the core then needs no package beside torch and attrs.)
     if name in _MODULES:
         return importlib.import_module(f"ftrain.{name}")
     if name in _MODULE_OF:

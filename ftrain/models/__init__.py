@@ -2,19 +2,22 @@
 
 from ftrain.models.catalogue import canonical, check_size, fits, names, smallest_size
 from ftrain.models.construct import build
-from ftrain.models.own import build_own, load_factory, source_hash
-from ftrain.models.structure import Convolutions, convolutions, parameter_count
+from ftrain.models.own import absolute, build_own, is_own, load_factory, source_hash
+from ftrain.models.structure import Convolutions, convolutions, convolutions_of, parameter_count
 from ftrain.models.weights import WeightsReport, load_weights
 
 __all__ = [
     "Convolutions",
     "WeightsReport",
+    "absolute",
     "build",
     "build_own",
     "canonical",
     "check_size",
     "convolutions",
+    "convolutions_of",
     "fits",
+    "is_own",
     "load_factory",
     "load_weights",
     "names",

@@ -24,6 +24,21 @@ _LIBRARIES = frozenset(("builtins", "torch", "torchvision", "timm"))
 Factory = Callable[..., torch.nn.Module]
 
 
+def is_own(name: str) -> bool:
+    """Whether the name of a model is a reference such as `my_file.py:make_network`, not a name of the catalogue.
+
+    >>> is_own("my_file.py:make_network"), is_own("resnet34")
+    (True, False)
+    """
+    return ":" in name
+
+
+def absolute(reference: str) -> str:
+    """The reference with the absolute path of its file."""
+    path, name = _split(reference)
+    return f"{os.path.abspath(path)}:{name}"
+
+
 def load_factory(reference: str) -> Factory:
     """The function that a reference such as `my_file.py:make_network` names.
 

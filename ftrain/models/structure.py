@@ -55,7 +55,12 @@ def convolutions(name: str) -> Convolutions:
     >>> convolutions("resnet18")
     Convolutions(count=20, depthwise=0, pointwise=3)
     """
-    found = [layer for layer in _without_data(name, 1, None).modules() if isinstance(layer, torch.nn.Conv2d)]
+    return convolutions_of(_without_data(name, 1, None))
+
+
+def convolutions_of(module: torch.nn.Module) -> Convolutions:
+    """The number of convolutions of a module."""
+    found = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
     depthwise = sum(layer.groups == layer.in_channels > 1 for layer in found)
     return Convolutions(len(found), depthwise, sum(layer.kernel_size == (1, 1) for layer in found))
 

@@ -18,7 +18,7 @@ from ftrain.data.source import Source
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError
 from ftrain.losses import Loss
-from ftrain.metrics import PerExample
+from ftrain.metrics import Metric
 from ftrain.module import Apply
 from ftrain.run import folder as run_folder
 from ftrain.run import inference
@@ -45,7 +45,7 @@ def events(
     model: str | torch.nn.Module | None = None,
     data: Any = None,
     loss: str | Loss | None = None,
-    metrics: Mapping[str, PerExample] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     augment: Augment | None = None,
     resume: str | os.PathLike[str] | None = None,
     override: bool = False,
@@ -86,7 +86,7 @@ def fit(
     model: str | torch.nn.Module | None = None,
     data: Any = None,
     loss: str | Loss | None = None,
-    metrics: Mapping[str, PerExample] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     augment: Augment | None = None,
     resume: str | os.PathLike[str] | None = None,
     override: bool = False,
@@ -153,7 +153,7 @@ def open_run(
     *,
     model: torch.nn.Module | None = None,
     loss: Loss | None = None,
-    metrics: Mapping[str, PerExample] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     device: str = "auto",
 ) -> Run:
     """Opens a run, finished or not.

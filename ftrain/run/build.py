@@ -72,8 +72,10 @@ class Program:
         """One training step. It donates its input state: the new state is written into the same memory."""
         return self.train_step_with(self.optimizer)
 
-    def train_step_with(self, optimizer: optim.Optimizer) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        """The training step with an optimizer in place of the run's."""
+    def train_step_with(
+        self, optimizer: optim.Optimizer, *, skip_nonfinite: bool = True
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The training step with another optimizer than the run's, for a closer look at a step."""
         spec, custom = self.spec, self.custom
         step = functools.partial(
             train_step,
@@ -135,7 +137,8 @@ def make_module(
     if custom.module is not None:
         return custom.module, None
     if models.is_own(spec.model):
-        module = as_usage(models.build_own, spec.model, classes=len(spec.classes), seed=spec.seed)
+        factory = models.load_factory(spec.model)
+        module = as_usage(models.build_own, factory, classes=len(spec.classes), seed=spec.seed)
     else:
         module = models.build(spec.model, classes=len(spec.classes), image_size=spec.image_size, seed=spec.seed)
     if not (pretrained and spec.weights):

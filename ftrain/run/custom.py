@@ -14,7 +14,7 @@ import torch
 from ftrain import models
 from ftrain.errors import SettingsError
 from ftrain.losses import Loss
-from ftrain.metrics import PerExample
+from ftrain.metrics import Metric
 from ftrain.steps import Augment
 
 
@@ -31,7 +31,7 @@ class Custom:
 
     module: torch.nn.Module | None = None
     loss: Loss | None = None
-    metrics: Mapping[str, PerExample] = attrs.field(factory=dict)
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
     augment: Augment | None = None
 
     def record(self, model: str) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -112,9 +113,11 @@ def _headline(event: Started) -> str:
     return "\n".join(lines)
 
 
-def _numbers(line: dict[str, object]) -> str:
-    values = {"lr": float("nan"), **line}
-    return "loss {loss:.4f}  accuracy {accuracy:.1%}  lr {lr:.2e}  {images_per_second:.0f} images/s".format(**values)
+def _numbers(line: Mapping[str, Any]) -> str:
+    return (
+        f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  lr {line.get('lr', float('nan')):.2e}  "
+        f"{line['images_per_second']:.0f} images/s"
+    )
 
 
 def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Iterator[Event]:

@@ -61,7 +61,7 @@ def resolve(
     custom = custom or Custom()
     check_functions(custom)
     catalogued = custom.module is None and not models.is_own(settings.model)
-    model = as_usage(models.canonical, settings.model) if catalogued else settings.model
+    model = _model(settings.model, custom)
     device = resolve_device(settings.device)
     notes: list[str] = []
     if sources is None:
@@ -259,11 +259,20 @@ def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int
     return np.array(sizes)
 
 
+def _model(name: str, custom: Custom) -> str:
+    """The name of the model as config.json records it: as the catalogue spells it, or with the absolute path of a
+    file."""
+    if custom.module is not None:
+        return name
+    return models.absolute(name) if models.is_own(name) else as_usage(models.canonical, name)
+
+
 def _convolutions(model: str, custom: Custom, classes: int, seed: int) -> models.Convolutions:
     if custom.module is not None:
         return models.convolutions_of(custom.module)
     if models.is_own(model):
-        return models.convolutions_of(as_usage(models.build_own, model, classes=classes, seed=seed))
+        factory = models.load_factory(model)
+        return models.convolutions_of(as_usage(models.build_own, factory, classes=classes, seed=seed))
     return models.convolutions(model)
 
 

@@ -56,11 +56,16 @@ def _setting(
     return attrs.field(default=default, validator=validate, converter=converter, metadata=metadata)
 
 
-_NOT_A_BOOL = v.not_(v.instance_of(bool), exc_types=(TypeError,))
+def _hue_in_range(_: Any, attribute: Any, value: Any) -> None:
+    v.le(0.5)(None, attribute, value[3])
+
+
+_NOT_A_BOOL: Any = v.not_(v.instance_of(bool), exc_types=(TypeError,))
 _TEXT = ("a non-empty string", v.and_(v.instance_of(str), v.min_len(1)))
 _TRUE_OR_FALSE = ("true or false", v.instance_of(bool))
-_PROBABILITY = ("a number >= 0 and <= 1", v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.ge(0), v.le(1)))
-_FRACTION = ("a number > 0 and <= 1", v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.gt(0), v.le(1)))
+_A_NUMBER: Any = v.and_(v.instance_of((int, float)), _NOT_A_BOOL)
+_PROBABILITY: Check = ("a number >= 0 and <= 1", v.and_(_A_NUMBER, v.ge(0), v.le(1)))
+_FRACTION: Check = ("a number > 0 and <= 1", v.and_(_A_NUMBER, v.gt(0), v.le(1)))
 _DEVICE = (
     "auto, cpu, cuda, cuda:N or mps",
     v.and_(v.instance_of(str), v.matches_re("auto|cpu|cuda(:[0-9]+)?|mps")),
@@ -72,12 +77,10 @@ _INTERVAL = (
 _JITTER = (
     "four numbers >= 0, the last (hue) <= 0.5, such as 0.4,0.4,0.4,0.1",
     v.and_(
-        v.deep_iterable(
-            v.and_(v.instance_of((int, float)), _NOT_A_BOOL, v.ge(0), v.lt(float("inf"))), v.instance_of(tuple)
-        ),
+        v.deep_iterable(v.and_(_A_NUMBER, v.ge(0), v.lt(float("inf"))), v.instance_of(tuple)),
         v.min_len(4),
         v.max_len(4),
-        lambda instance, attribute, value: v.le(0.5)(instance, attribute, value[3]),
+        _hue_in_range,
     ),
 )
 
@@ -90,7 +93,7 @@ def _number(low: float, *, above: bool = False, below: float = float("inf")) -> 
     """A number >= low, or > low with `above`, and < below."""
     expected = f"a number {'>' if above else '>='} {low:g}" + (f" and < {below:g}" if below < float("inf") else "")
     bounds = v.gt(low) if above else v.ge(low)
-    return expected, v.and_(v.instance_of((int, float)), _NOT_A_BOOL, bounds, v.lt(below))
+    return expected, v.and_(_A_NUMBER, bounds, v.lt(below))
 
 
 def _integer(low: int, high: int | None = None) -> Check:
