@@ -13,9 +13,11 @@ from ftrain.data import from_arrays
 from ftrain.data.augment import Augmentation
 from ftrain.data.batches import Images
 from ftrain.disk import checkpoint
-from ftrain.run import folder as runs
-from ftrain.run import loop, provenance
+from ftrain.run import folder as run_folder
+from ftrain.run import provenance
+from ftrain.run.fit import fit
 from ftrain.run.settings import Settings
+from ftrain.run.spec import RunSpec
 
 STEPS = 8
 
@@ -80,18 +82,22 @@ def settings(**changes):
     return Settings(**{**options, **changes})
 
 
-def begin_or_go_on(folder, **changes):
-    """The run in a folder and its images, as `ftrain fit --resume auto` takes them. The folder is to be held."""
-    if runs.is_begun(folder):
-        run = runs.open_run(folder)
-        return provenance.resumed_run(run, settings(**changes), images(), ["ftrain"]), images()
-    return provenance.new_run(settings(**changes), images(), folder, ["ftrain"]), images()
+def spec(**changes):
+    return RunSpec.of(settings(**changes), classes=("even", "odd"), train_examples=13)
+
+
+def start_or_resume(folder, **changes):
+    """The run in a folder, its spec and its images, as `ftrain fit --resume auto` opens them. The folder must be locked."""
+    wanted, batches = spec(**changes), images()
+    if run_folder.is_started(folder):
+        return provenance.resumed_run(run_folder.read(folder), wanted, batches, ["ftrain"]), wanted, batches
+    return provenance.new_run(wanted, batches, folder, ["ftrain"]), wanted, batches
 
 
 def train(folder, **changes):
-    """Begins a run or goes on with it, to its end: all that it said."""
-    with tiny_network(), runs.hold(folder):
-        return list(loop.fit(*begin_or_go_on(folder, **changes)))
+    """Starts a run or resumes it, up to its end: all its events."""
+    with tiny_network(), run_folder.lock(folder):
+        return list(fit(*start_or_resume(folder, **changes)))
 
 
 def result(folder):
