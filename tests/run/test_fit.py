@@ -21,8 +21,14 @@ from ftrain.data.cache import Caching
 from ftrain.data.folders import scan
 from ftrain.errors import DataError, TrainingError
 from ftrain.metrics import Metrics
-from ftrain.run import inference, loop, prepare, provenance
+from ftrain.run import build, inference, provenance, session
+from ftrain.run import events as kinds
+from ftrain.run.api import to_end
+from ftrain.run.fit import fit
+from ftrain.run.resolve import resolve
+from ftrain.run.session import Timer
 from ftrain.run.settings import Settings
+from ftrain.run.spec import Interval
 
 
 @pytest.fixture(scope="module")
@@ -42,37 +48,37 @@ def data(tmp_path_factory):
 def begin(data, folder, **settings):
     options = {"model": "shufflenet_v2_x0_5", "batch_size": 3, "workers": 0, "device": "cpu", **settings}
     asked = Settings(data=str(data), out=str(folder), **options)
-    resolved, images, _ = prepare.resolve(asked)
-    return provenance.new_run(resolved, images, folder, ["ftrain", "fit"]), images
+    spec, images = resolve(asked)
+    return provenance.new_run(spec, images, folder, ["ftrain", "fit"]), spec, images
 
 
 def lines_of(run):
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
-    run, images = begin(data, tmp_path / "run", epochs=1)
-    events = [event for event in loop.fit(run, images) if not isinstance(event, loop.Logged | Caching)]
+    run, spec, images = begin(data, tmp_path / "run", epochs=1)
+    events = [event for event in fit(run, spec, images) if not isinstance(event, kinds.Logged | Caching)]
     kinds = [type(event).__name__ for event in events]
     assert kinds == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
-    assert (events[0].classes, events[0].train_examples, events[0].val_examples) == (2, 10, 4)
-    assert (events[0].step, events[0].steps_per_epoch, events[0].total_steps) == (0, 3, 3)
+    assert (len(events[0].spec.classes), events[0].spec.train_examples, events[0].val_examples) == (2, 10, 4)
+    assert (events[0].step, events[0].spec.steps_per_epoch, events[0].spec.total_steps) == (0, 3, 3)
     assert [event.step for event in events[1:4]] == [1, 2, 3]
     assert events[-1].best_epoch == 1
     assert events[-1].best_accuracy == events[-1].val["accuracy"]
     assert events[-1].checkpoint.name == "step_00000003"
 
 
-def test_each_step_is_said_to_be_compiled_once(data, tmp_path, monkeypatch):
+def test_each_step_is_announced_to_be_compiled_once(data, tmp_path, monkeypatch):
     """Compiling itself is left out, which test_pure.py does."""
 
     def not_compiled(step, *, donate=False):
         return functools.partial(step, donate=True) if donate else step
 
-    monkeypatch.setattr(prepare, "compile_step", not_compiled)
-    run, images = begin(data, tmp_path / "run", epochs=2, compile=True)
-    events = list(loop.fit(run, images))
-    about = [event for event in events if isinstance(event, loop.Compiling | loop.Compiled)]
+    monkeypatch.setattr(build, "compile_step", not_compiled)
+    run, spec, images = begin(data, tmp_path / "run", epochs=2, compile=True)
+    events = list(fit(run, spec, images))
+    about = [event for event in events if isinstance(event, kinds.Compiling | kinds.Compiled)]
     assert [(type(event).__name__, event.what) for event in about] == [
         ("Compiling", "training"),
         ("Compiled", "training"),
@@ -80,12 +86,12 @@ def test_each_step_is_said_to_be_compiled_once(data, tmp_path, monkeypatch):
         ("Compiled", "evaluation"),
     ]
     assert all(0 < event.seconds < 600 for event in about[1::2])
-    assert isinstance(events[events.index(about[1]) + 1], loop.StepTaken)
+    assert isinstance(events[events.index(about[1]) + 1], kinds.StepTaken)
 
 
 def test_a_line_is_logged_every_so_many_steps_and_at_the_end_of_an_epoch(data, tmp_path):
-    run, images = begin(data, tmp_path / "run", epochs=2, log_every=2)
-    logged = [event.line for event in loop.fit(run, images) if isinstance(event, loop.Logged)]
+    run, spec, images = begin(data, tmp_path / "run", epochs=2, log_every=2)
+    logged = [event.line for event in fit(run, spec, images) if isinstance(event, kinds.Logged)]
     lines = lines_of(run)
     assert [(line["kind"], line["step"], line["epoch"]) for line in lines] == [
         ("step", 2, 1),
@@ -106,15 +112,15 @@ def test_a_line_is_logged_every_so_many_steps_and_at_the_end_of_an_epoch(data, t
 
 
 def test_the_learning_rate_of_a_line_is_the_mean_over_its_steps(data, tmp_path):
-    run, images = begin(data, tmp_path / "run", epochs=2, log_every=3, lr=0.3, schedule="linear", warmup_epochs=1)
-    list(loop.fit(run, images))
+    run, spec, images = begin(data, tmp_path / "run", epochs=2, log_every=3, lr=0.3, schedule="linear", warmup_epochs=1)
+    list(fit(run, spec, images))
     rates = [line["lr"] for line in lines_of(run) if line["kind"] == "step"]
     # Up from 0.1 to 0.3 in the first three steps, then down from 0.3 towards 0 in three.
     assert rates == pytest.approx([(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3], rel=1e-6)
 
 
 def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkeypatch):
-    run, images = begin(data, tmp_path / "run", epochs=4, keep_last=1)
+    run, spec, images = begin(data, tmp_path / "run", epochs=4, keep_last=1)
     accuracies = iter([0.25, 0.75, 0.75, 0.5])
     compute = Metrics.compute
 
@@ -123,33 +129,32 @@ def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkey
         return values if "lr" in values else {**values, "accuracy": next(accuracies)}  # lr is of training
 
     monkeypatch.setattr(Metrics, "compute", with_accuracy)
-    ends = [event for event in loop.fit(run, images) if isinstance(event, loop.EpochEnded)]
+    ends = [event for event in fit(run, spec, images) if isinstance(event, kinds.EpochEnded)]
     assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
-    chosen = inference.restore(run).folder
-    assert chosen.name == "step_00000006"
+    assert inference.restore(run, spec).checkpoint.name == "step_00000006"
 
 
 def test_a_loss_that_is_no_longer_finite_ends_the_run_and_leaves_the_last_checkpoint(data, tmp_path):
-    run, images = begin(data, tmp_path / "run", epochs=3)
-    events = loop.fit(run, images)
-    while not isinstance(next(events), loop.EpochEnded):
+    run, spec, images = begin(data, tmp_path / "run", epochs=3)
+    events = fit(run, spec, images)
+    while not isinstance(next(events), kinds.EpochEnded):
         pass
     events.close()
-    wild = attrs.evolve(run, settings=attrs.evolve(run.settings, optimizer="sgd", momentum=0.0, lr=1e30))
+    wild = attrs.evolve(spec, optimizer="sgd", momentum=0.0, lr=1e30)
     for path in run.checkpoints.iterdir():  # of adamw, whose state sgd would refuse
         path.rename(tmp_path / path.name)
-    with pytest.raises(TrainingError, match=r"no longer finite at step \d.*lower --lr"):
-        list(loop.fit(wild, images))
+    with pytest.raises(TrainingError, match=r"became infinite or nan at step \d.*a lower `lr`"):
+        list(fit(run, wild, images))
     assert all(np.isfinite(line["loss"]) for line in lines_of(run) if line["kind"] == "step")
 
 
 def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_path):
-    run, images = begin(data, tmp_path / "run", epochs=1)
-    list(loop.fit(run, images))
-    state, net, *_ = inference.restore(run)
+    run, spec, images = begin(data, tmp_path / "run", epochs=1)
+    list(fit(run, spec, images))
+    restored = inference.restore(run, spec)
     results = [
-        list(inference.evaluate(run, state, net, attrs.evolve(images, eval_batch_size=size)))[-1]
+        to_end(inference.evaluation(restored, attrs.evolve(images, eval_batch_size=size)))
         for size in (1, 3, 4, 64)
     ]
     assert [result.metrics["count"] for result in results] == [4, 4, 4, 4]
@@ -176,40 +181,41 @@ RESUMED = {"epochs": 2, "log_every": 2, "checkpoint_every": 1, "crop_scale": 0.5
 
 @pytest.fixture(scope="module", params=["none", "ram"])
 def undisturbed(request, data, tmp_path_factory):
-    run, images = begin(data, tmp_path_factory.mktemp("runs") / "whole", cache=request.param, **RESUMED)
-    list(loop.fit(run, images))
+    run, spec, images = begin(data, tmp_path_factory.mktemp("runs") / "whole", cache=request.param, **RESUMED)
+    list(fit(run, spec, images))
     return run
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (1, 2), (2, 0), (2, 4), (3, 1), (3, 2), (4, 0), (4, 2), (5, 4)])
 def test_a_run_stopped_after_any_step_ends_as_if_it_had_not_been(undisturbed, data, tmp_path, stop, workers):
-    run, images = begin(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
-    events = loop.fit(run, images)
+    run, spec, images = begin(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
+    events = fit(run, spec, images)
     for event in events:
-        at_step = isinstance(event, loop.Saving) and event.checkpoint.name == f"step_{stop:08d}"
-        if at_step or (isinstance(event, loop.EpochEnded) and 3 * event.epoch == stop):
+        at_step = isinstance(event, kinds.Saving) and event.checkpoint.name == f"step_{stop:08d}"
+        if at_step or (isinstance(event, kinds.EpochEnded) and 3 * event.epoch == stop):
             break
     events.close()
-    again = attrs.evolve(run, settings=attrs.evolve(run.settings, workers=workers, checkpoint_every=None))
-    started = next(event for event in loop.fit(again, images) if isinstance(event, loop.Started))
+    again = attrs.evolve(spec, workers=workers, checkpoint_every=Interval())
+    started = next(event for event in fit(run, again, images) if isinstance(event, kinds.Started))
     assert started.step == stop
-    list(loop.fit(again, images))
+    list(fit(run, again, images))
     assert state_of(run) == state_of(undisturbed)
     assert untimed(run) == untimed(undisturbed)
 
 
 def test_saving_every_so_many_minutes(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    pace = loop.Pace("2m")
+    monkeypatch.setattr(session.time, "monotonic", lambda: now[0])
+    timer = Timer(Interval(minutes=2))
     times = []
     for step in range(1, 8):
         now[0] += 50.0
-        if pace.is_time(step):
+        if timer.is_due(step):
             times.append(step)
     assert times == [3, 6]
-    assert [step for step in range(1, 8) if loop.Pace("3").is_time(step)] == [3, 6]
-    assert not any(loop.Pace(None).is_time(step) for step in range(1, 8))
+    assert [step for step in range(1, 8) if Timer(Interval(steps=3)).is_due(step)] == [3, 6]
+    assert [Interval.parse(text) for text in (None, "500", "10m")] == [Interval(), Interval(500), Interval(0, 10)]
+    assert not any(Timer(Interval()).is_due(step) for step in range(1, 8))
 
 
 @pytest.fixture
@@ -224,19 +230,19 @@ def damaged(data, tmp_path):
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_an_image_that_cannot_be_read_ends_the_run(data, damaged, tmp_path, cache):
     folder, path = damaged
-    run, images = begin(data, tmp_path / "run", epochs=1, batch_size=10, cache=cache)
+    run, spec, images = begin(data, tmp_path / "run", epochs=1, batch_size=10, cache=cache)
     images = attrs.evolve(images, train=scan(folder / "train"))  # after the quick check, which would have found it
     with pytest.raises(DataError, match=re.escape(f"cannot read the image {path}: ")):
-        list(loop.fit(run, images))
+        list(fit(run, spec, images))
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_an_image_that_cannot_be_read_is_left_out_if_so_wished(damaged, tmp_path, cache):
     folder, path = damaged
     options = {"epochs": 2, "batch_size": 10, "cache": cache, "on_bad_image": "skip", "bad_image_cap": 0.1}
-    run, images = begin(folder, tmp_path / "run", **options)
-    events = list(loop.fit(run, images))
-    causes = [event.cause for event in events if isinstance(event, loop.LeftOut)]
+    run, spec, images = begin(folder, tmp_path / "run", **options)
+    events = list(fit(run, spec, images))
+    causes = [event.cause for event in events if isinstance(event, kinds.ImageSkipped)]
     assert len(causes) == 1
     assert causes[0].startswith(f"cannot read the image {path}: ")
     epochs = [line for line in lines_of(run) if line["kind"] == "epoch"]
@@ -245,9 +251,9 @@ def test_an_image_that_cannot_be_read_is_left_out_if_so_wished(damaged, tmp_path
 
 def test_too_many_images_that_cannot_be_read_end_the_run(damaged, tmp_path):
     folder, _ = damaged
-    run, images = begin(folder, tmp_path / "run", epochs=1, batch_size=10, cache="none", on_bad_image="skip")
-    with pytest.raises(DataError, match=r"1 of 10 train images cannot be read, more than --bad-image-cap 0\.01 allows"):
-        list(loop.fit(run, images))
+    run, spec, images = begin(folder, tmp_path / "run", epochs=1, batch_size=10, cache="none", on_bad_image="skip")
+    with pytest.raises(DataError, match=r"1 of 10 train images cannot be read, more than `bad_image_cap=0\.01` allows"):
+        list(fit(run, spec, images))
 
 
 def test_an_empty_file_is_found_before_anything_else(data, tmp_path):
@@ -274,5 +280,5 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     message = errors.splitlines()[-1]
-    assert message.startswith("ftrain: a process that reads images was ended from outside (signal: Killed)")
+    assert message.startswith("ftrain: a worker process that loads images was killed (signal: Killed)")
     assert "Traceback" not in errors
