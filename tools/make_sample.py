@@ -2,8 +2,8 @@
 
     python tools/make_sample.py FOLDER_WITH_IDX_GZ
 
-The folder holds the four *-ubyte.gz files, as Debian's package dataset-fashion-mnist installs them in
-/usr/share/datasets/fashion-mnist. The same files give the same archive, to the byte (with the same liblzma).
+The folder has the four *-ubyte.gz files, which Debian's package dataset-fashion-mnist installs in
+/usr/share/datasets/fashion-mnist. The same files give the same archive to the byte, with the same liblzma.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 
 ARCHIVE = Path(__file__).parent.parent / "ftrain" / "data" / "fashion_mnist_sample.tar.xz"
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
-PARTS = (("train", "train", 200), ("val", "t10k", 50))  # folder, prefix of the original files, images per class
+SPLITS = (("train", "train", 200), ("val", "t10k", 50))  # folder, prefix of the original files, images per class
 LICENSE = """\
 The MIT License (MIT)
 
@@ -55,7 +55,7 @@ Algorithms", 2017, https://arxiv.org/abs/1708.07747
 
 def main(originals: Path) -> None:
     files = {"LICENSE": LICENSE.encode(), "SOURCE.md": SOURCE.encode()}
-    for folder, prefix, per_class in PARTS:
+    for folder, prefix, per_class in SPLITS:
         images = _idx(originals / f"{prefix}-images-idx3-ubyte.gz", offset=16).reshape(-1, 28, 28)
         labels = _idx(originals / f"{prefix}-labels-idx1-ubyte.gz", offset=8)
         for label, name in enumerate(CLASSES):
@@ -72,7 +72,7 @@ def _idx(path: Path, *, offset: int) -> npt.NDArray[np.uint8]:
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
-    # Uncompressed, because xz then sees the pixels and packs them into a sixth less than it does compressed ones.
+    # Uncompressed, because xz packs raw pixels into a sixth less space than compressed ones.
     Image.fromarray(pixels).save(stream, "PNG", compress_level=0)
     return stream.getvalue()
 

@@ -1,6 +1,6 @@
-"""What an example looks like: the part of the image that is shown, and what becomes of it, as functions of keys.
+"""Data augmentation: which part of an image an epoch uses and what is done to it, as functions of random numbers.
 
-A view is a box (left, top, width, height) in pixels of the upright full-size image, and whether it is mirrored.
+A box is (left, top, width, height) in pixels of the full-size image after its EXIF orientation has been applied.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ftrain.data.policies import (
 )
 
 ATTEMPTS = 10
-CENTRE_SHARE = 0.875
+CENTRE_FRACTION = 0.875  # torchvision's: resize the shorter side to 256, then crop 224
 
-# Which of an example's draws are for what.
+# What each of an example's random numbers is for.
 _VIEW = slice(0, 2 * ATTEMPTS + 3)
 _POLICY = slice(_VIEW.stop, _VIEW.stop + max(rand_augment_draws(2), TRIVIAL_AUGMENT_DRAWS))
 _JITTER = slice(_POLICY.stop, _POLICY.stop + COLOR_JITTER_DRAWS)
@@ -42,27 +42,41 @@ Box = tuple[float, float, float, float]
 
 
 class View(NamedTuple):
-    """A box in pixels of the upright image, and whether it is mirrored left to right."""
+    """A part of an image, and whether it is flipped left to right."""
 
     box: Box
-    mirrored: bool
+    flipped: bool
 
 
 @attrs.frozen(kw_only=True)
 class Augmentation:
-    """How training shows an image otherwise in each epoch."""
+    """Data augmentation. The operations are applied in this order.
 
-    crop_scale: float = 1.0  # smallest share of an image's area that a crop shows; 1 for the square at its centre
-    crop_ratio: float = 4.0 / 3.0  # widest ratio of a crop's width to its height; its inverse is the narrowest
-    mirror: bool = True  # whether half of the images are mirrored left to right
+    Attributes:
+      crop_scale: the smallest area of a random crop, as a fraction of the image's area, in (0, 1]. At 1 there is no
+        random crop, and training uses the square at the centre.
+      crop_ratio: the largest ratio of a crop's width to its height, at least 1. The smallest is its inverse.
+      flip: whether each image is flipped left to right with probability 0.5.
+      policy: RandAugment or TrivialAugment, from `ftrain.data.policies`.
+      jitter: the strength of the changes to brightness, contrast, saturation and hue.
+      erasing: the probability of erasing a rectangle.
+      fill: red, green and blue from 0 to 255 for erased pixels, and for pixels from outside the image.
+
+    >>> Augmentation(crop_scale=0.25).centre_fraction, Augmentation().centre_fraction
+    (0.875, 1.0)
+    """
+
+    crop_scale: float = 1.0
+    crop_ratio: float = 4.0 / 3.0
+    flip: bool = True
     policy: Literal["none", "rand-augment", "trivial-augment"] = "none"
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation, hue
-    erasing: float = 0.0  # probability that a rectangle is hidden
-    fill: tuple[int, int, int] = (124, 116, 104)  # the colour of what is not there: red, green, blue, 0 to 255
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    erasing: float = 0.0
+    fill: tuple[int, int, int] = (124, 116, 104)
 
     @property
     def draws(self) -> int:
-        """How many numbers an example needs from `example_draws`."""
+        """How many random numbers an example needs from `example_draws`."""
         needed = [_VIEW]
         needed += [_POLICY] if self.policy != "none" else []
         needed += [_JITTER] if any(self.jitter) else []
@@ -70,18 +84,19 @@ class Augmentation:
         return needed[-1].stop
 
     @property
-    def centre_share(self) -> float:
-        """How much of an image's shorter side evaluation shows: all of it where training shows whole squares."""
-        return 1.0 if self.crop_scale == 1.0 else CENTRE_SHARE
+    def centre_fraction(self) -> float:
+        """The side of the square that evaluation uses, as a fraction of the image's shorter side: all of it if training
+        does not crop."""
+        return 1.0 if self.crop_scale == 1.0 else CENTRE_FRACTION
 
     def view(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> View:
-        """The part of an image of that size that is shown."""
+        """The part of an image of `height` x `width` pixels that training uses."""
         return random_view(
-            height, width, draws, smallest_share=self.crop_scale, widest_ratio=self.crop_ratio, mirror=self.mirror
+            height, width, draws, smallest_fraction=self.crop_scale, widest_ratio=self.crop_ratio, flip=self.flip
         )
 
     def apply(self, pixels: Tensor, draws: npt.NDArray[np.float64]) -> Tensor:
-        """What is done to the pixels of a view, uint8 [3, S, S]: the policy, the jitter, the erasing, in this order."""
+        """The pixels of a view, uint8 [3, S, S], after the policy, the jitter and the erasing."""
         if self.draws == _VIEW.stop:
             return pixels
         array = pixels.numpy()
@@ -100,8 +115,15 @@ class Augmentation:
 
 
 def example_draws(seed: int, epoch: int, indices: npt.NDArray[np.int64], *, count: int) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) for each example, float64 [examples, count], whose only arguments are the seed, the
-    epoch and the index of the example. (More of them begin with the same ones.)"""
+    """The random numbers of each example, uniform in [0, 1): float64 [examples, count].
+
+    They depend on the seed, the epoch and the index of the example alone. A larger `count` appends numbers and leaves
+    the first ones as they are.
+
+    >>> rows = example_draws(0, 1, np.array([3, 8]), count=5)
+    >>> rows.shape, bool((rows[1] == example_draws(0, 1, np.array([8]), count=5)[0]).all())
+    ((2, 5), True)
+    """
     keys = ftrain.random.fold_in(purpose_key(seed, "augment", epoch), torch.from_numpy(indices.copy()))
     draw = torch.func.vmap(lambda key: ftrain.random.uniform(key, (count,), torch.float64))
     numbers: npt.NDArray[np.float64] = draw(keys).numpy()
@@ -113,47 +135,56 @@ def random_view(
     width: int,
     draws: npt.NDArray[np.float64],
     *,
-    smallest_share: float,
+    smallest_fraction: float,
     widest_ratio: float = 4.0 / 3.0,
-    mirror: bool,
+    flip: bool,
 ) -> View:
-    """A random crop, by the rule of torchvision's RandomResizedCrop, mirrored half of the time.
+    """A random crop with the distribution of torchvision's RandomResizedCrop, flipped with probability 0.5.
 
-    The area is uniform in [smallest_share, 1] of the image's, the logarithm of width / height uniform in that of
-    [1 / widest_ratio, widest_ratio]; of ten such draws the first that fits is taken, at a uniform place in whole
-    pixels. If none fits, the largest box at the centre that keeps the ratio within bounds (Szegedy et al., Going deeper
-    with convolutions, 2015).
+    Its area is uniform in [smallest_fraction, 1] times the image's, and the logarithm of width / height is uniform
+    between those of 1 / widest_ratio and widest_ratio. The first of ten such draws that fits into the image is used, at
+    a uniform position in whole pixels. If none fits, the crop is the largest box at the centre whose ratio is within
+    bounds (Szegedy et al., Going deeper with convolutions, 2015).
 
     Args:
-      height, width: of the upright image.
+      height, width: of the image, after its EXIF orientation has been applied.
       draws: one row of `example_draws`.
-      smallest_share: in (0, 1]; at 1 the square at the centre is shown as in `centre_view`, without a crop.
-      mirror: whether to mirror at all.
+      smallest_fraction: in (0, 1]. At 1 the view is the square at the centre, without a random crop.
+      widest_ratio: at least 1.
+      flip: whether to flip at all.
     """
-    mirrored = mirror and bool(draws[0] < 0.5)
-    if smallest_share == 1.0:
-        return View(centre_view(height, width, share=1.0).box, mirrored)
+    flipped = flip and bool(draws[0] < 0.5)
+    if smallest_fraction == 1.0:
+        return View(centre_view(height, width, fraction=1.0).box, flipped)
     place_x, place_y, *shapes = draws[1 : _VIEW.stop].tolist()
     spread = math.log(widest_ratio)
     for area_draw, ratio_draw in zip(shapes[:ATTEMPTS], shapes[ATTEMPTS:], strict=True):
-        area = height * width * (smallest_share + (1.0 - smallest_share) * area_draw)
+        area = height * width * (smallest_fraction + (1.0 - smallest_fraction) * area_draw)
         ratio = math.exp(spread * (2.0 * ratio_draw - 1.0))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 1 <= crop_width <= width and 1 <= crop_height <= height:
             left, top = int(place_x * (width - crop_width + 1)), int(place_y * (height - crop_height + 1))
-            return View((left, top, crop_width, crop_height), mirrored)
+            return View((left, top, crop_width, crop_height), flipped)
     ratio = min(max(width / height, 1.0 / widest_ratio), widest_ratio)
     crop_width, crop_height = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-    return View(((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height), mirrored)
+    return View(((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height), flipped)
 
 
-def centre_view(height: int, width: int, *, share: float = CENTRE_SHARE) -> View:
-    """The square at the centre whose side is `share` of the shorter side: as resizing the shorter side to size / share
-    and cropping size at the centre, in one step."""
-    side = max(1.0, share * min(height, width))
+def centre_view(height: int, width: int, *, fraction: float = CENTRE_FRACTION) -> View:
+    """The square at the centre whose side is `fraction` times the shorter side. Scaling it to `size` pixels is the same
+    as scaling the shorter side to size / fraction pixels and cropping the centre.
+
+    >>> centre_view(100, 200).box
+    (56.25, 6.25, 87.5, 87.5)
+    """
+    side = max(1.0, fraction * min(height, width))
     return View(((width - side) / 2.0, (height - side) / 2.0, side, side), False)
 
 
-def centre_pixels(image: Image.Image, size: int, *, share: float) -> npt.NDArray[np.uint8]:
-    """The square at the centre of an image, scaled: uint8 [3, size, size]."""
-    return crop_and_resize(image, centre_view(*oriented_size(image), share=share).box, size)
+def centre_pixels(image: Image.Image, size: int, *, fraction: float) -> npt.NDArray[np.uint8]:
+    """The square at the centre of an image, scaled: uint8 [3, size, size].
+
+    Raises:
+      DataError: if its pixels cannot be decoded.
+    """
+    return crop_and_resize(image, centre_view(*oriented_size(image), fraction=fraction).box, size)

@@ -1,4 +1,4 @@
-"""A look at every image of a data set: what cannot be read, what is there twice, how many and how large they are."""
+"""Checking every image of a data set: bad images, duplicates, class counts and sizes."""
 
 from __future__ import annotations
 
@@ -15,45 +15,55 @@ from torch.utils.data import Dataset
 
 from ftrain.data.decode import read_image
 from ftrain.data.folders import Index
-from ftrain.data.workers import work
+from ftrain.data.workers import run_jobs
 from ftrain.errors import DataError
 
 CHUNK = 16
 
 
-class Place(NamedTuple):
-    """An image of a data set of several parts, such as train and val."""
+class CheckedImage(NamedTuple):
+    """An image of a data set.
 
-    part: str
+    Attributes:
+      split: such as train or val.
+      label: the name of its class.
+      path: of its file.
+    """
+
+    split: str
     label: str
     path: str
+
+    def as_json(self) -> dict[str, str]:
+        """The image as JSON values."""
+        return {"part": self.split, "label": self.label, "path": self.path}
 
 
 @attrs.frozen
 class Report:
-    """What was found.
+    """The result of `check`.
 
     Attributes:
-      classes: for each part, how many images each class has.
-      sizes: height and width of the readable images, int64 [images, 2].
-      unreadable: the images that cannot be read, and why.
+      classes: for each split, how many images each class has.
+      sizes: height and width of all images but the bad ones, int64 [images, 2].
+      bad_images: the images that cannot be read, and why.
       duplicates: groups of files with the same bytes.
     """
 
     classes: dict[str, dict[str, int]]
     sizes: npt.NDArray[np.int64]
-    unreadable: list[tuple[Place, str]]
-    duplicates: list[list[Place]]
+    bad_images: list[tuple[CheckedImage, str]]
+    duplicates: list[list[CheckedImage]]
 
     @property
-    def leaks(self) -> list[list[Place]]:
-        """The groups of duplicates that are in several parts."""
-        return [group for group in self.duplicates if len({place.part for place in group}) > 1]
+    def leaks(self) -> list[list[CheckedImage]]:
+        """The groups of duplicates that are in more than one split."""
+        return [group for group in self.duplicates if len({image.split for image in group}) > 1]
 
     @property
-    def conflicts(self) -> list[list[Place]]:
-        """The groups of duplicates that have several labels."""
-        return [group for group in self.duplicates if len({place.label for place in group}) > 1]
+    def conflicts(self) -> list[list[CheckedImage]]:
+        """The groups of duplicates that have more than one label."""
+        return [group for group in self.duplicates if len({image.label for image in group}) > 1]
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -65,35 +75,35 @@ class Report:
         return {
             "classes": self.classes,
             "sizes": sides,
-            "unreadable": [{**place._asdict(), "cause": cause} for place, cause in self.unreadable],
-            "duplicates": [[place._asdict() for place in group] for group in self.duplicates],
+            "unreadable": [{**image.as_json(), "cause": cause} for image, cause in self.bad_images],
+            "duplicates": [[image.as_json() for image in group] for group in self.duplicates],
             "leaks": len(self.leaks),
             "conflicts": len(self.conflicts),
         }
 
 
-def check(parts: Mapping[str, Index], *, workers: int) -> Generator[int, None, Report]:
-    """Reads every image: yields how many are read, and returns the report."""
+def check(splits: Mapping[str, Index], *, workers: int) -> Generator[int, None, Report]:
+    """Reads every image. Yields the number of images read, and returns the report."""
     sizes: list[tuple[int, int]] = []
-    unreadable: list[tuple[Place, str]] = []
-    copies: dict[str, list[Place]] = defaultdict(list)
+    bad_images: list[tuple[CheckedImage, str]] = []
+    copies: dict[str, list[CheckedImage]] = defaultdict(list)
     done = 0
-    for part, index in parts.items():
+    for split, index in splits.items():
         chunks = (range(first, min(first + CHUNK, len(index))) for first in range(0, len(index), CHUNK))
-        for positions, found in work(_Reader(index), chunks, workers=workers):
+        for positions, found in run_jobs(_Reader(index), chunks, workers=workers):
             for position, (digest, size, cause) in zip(positions, found, strict=True):
-                place = Place(part, index.classes[index.labels[position]], index.name(position))
+                image = CheckedImage(split, index.classes[index.labels[position]], index.image_name(position))
                 if cause is not None:
-                    unreadable.append((place, cause))
+                    bad_images.append((image, cause))
                 else:
                     sizes.append(size)
-                    copies[digest].append(place)
+                    copies[digest].append(image)
             done += len(positions)
             yield done
     return Report(
-        classes={part: _counts(index) for part, index in parts.items()},
+        classes={split: _counts(index) for split, index in splits.items()},
         sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
-        unreadable=unreadable,
+        bad_images=bad_images,
         duplicates=[group for group in copies.values() if len(group) > 1],
     )
 
@@ -108,7 +118,7 @@ class _Reader(Dataset[Any]):
         self.index = index
 
     def __getitem__(self, positions: range) -> tuple[range, list[tuple[str, tuple[int, int], str | None]]]:
-        return positions, [self.read(self.index.name(position)) for position in positions]
+        return positions, [self.read(self.index.image_name(position)) for position in positions]
 
     def read(self, path: str) -> tuple[str, tuple[int, int], str | None]:
         try:

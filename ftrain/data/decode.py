@@ -1,7 +1,7 @@
-"""Image files to uint8 RGB, decoding no more pixels than a crop needs.
+"""Decoding image files to uint8 RGB, no more pixels than a crop needs.
 
-The rules, the same for every format: the first frame of an animation; EXIF orientation applied; transparent parts over
-white; 16-bit grey scaled to 8 bits, not clipped; everything else as Pillow converts it to RGB.
+The rules are the same for every format: of an animation, the first frame; EXIF orientation is applied; transparent
+parts become white; 16-bit grey is scaled to 8 bits and not clipped; everything else is as Pillow converts it to RGB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-# The formats are imported by name because Pillow would otherwise import all of its fifty to look for one.
+# Imported by name, because Pillow would otherwise import all of its fifty formats to identify a file.
 from PIL import (  # noqa: F401
     BmpImagePlugin,
     GifImagePlugin,
@@ -42,11 +42,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SLACK = 0.01  # pixels by which a box may stick out of the image, from rounding
+_SLACK = 0.01  # pixels by which a box may exceed the image because of rounding
 
 
 def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """The whole image as RGB, [3, height, width].
+    """The whole image as RGB, uint8 [3, height, width].
 
     Raises:
       DataError: if the file cannot be read as an image.
@@ -56,50 +56,54 @@ def read_image(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """The image with its header read and its pixels not. Close it, or use it in a `with` statement.
+    """The image, of which only the header is read. Close it, or use it in a `with` statement.
 
     Raises:
-      DataError: if the file cannot be read or is no image, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+      DataError: if the file cannot be read or is not an image, or if it has more pixels than
+        `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _as_data_error(path):
         image = Image.open(path, formats=_FORMATS)
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:  # for which Pillow only warns
+    if limit is not None and image.width * image.height > limit:  # Pillow only warns
         image.close()
-        raise DataError(_unreadable(path, _too_large(f"{image.width} x {image.height}")))
+        raise DataError(_unreadable(path, _too_large(f"{image.width} x {image.height} pixels, more than")))
     return image
 
 
 def oriented_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width in pixels as the image is to be looked at, that is, with its EXIF orientation applied.
+    """Height and width in pixels after the EXIF orientation has been applied.
 
-    Nothing is decoded, except in a TIFF, and in a PNG, whose orientation may stand behind its pixels.
+    Only TIFF and PNG files are decoded for this: in a PNG, the orientation may come after the pixels.
 
     Args:
       image: from `open_image`.
 
     Raises:
-      DataError: if such a file cannot be read.
+      DataError: if the file has to be decoded and cannot be.
     """
     with _as_data_error(_path(image)):
         return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
 
 
 def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
-    """A part of the image, scaled to a square: RGB, contiguous [3, size, size].
+    """A part of the image, scaled to a square: RGB, contiguous uint8 [3, size, size].
 
-    The scaling is bilinear and antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and
-    1/8 at which the part still has `size` pixels on each side.
+    Scaling is bilinear and antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8
+    at which the part still has `size` pixels on each side.
 
     Args:
-      image: from `open_image`. A JPEG can be used once, since it is decoded for this box and size.
-      box: left, top, width and height of the part in pixels of the upright image (see `oriented_size`), which may lie
-        between pixels.
+      image: from `open_image`. A JPEG can be used only once, since it is decoded for this box and size.
+      box: left, top, width and height of the part in pixels of the image as `oriented_size` measures it. They need not
+        be integers.
       size: the side of the result in pixels.
 
     Raises:
       DataError: if the pixels cannot be decoded.
-      ValueError: if the box is empty or does not lie in the image, or if a JPEG is used again.
+      ValueError: if the box is empty or not inside the image, or if a JPEG is used again.
+
+    >>> crop_and_resize(Image.new("RGB", (6, 4), "red"), (1, 0, 4, 4), 2).tolist()
+    [[[255, 255], [255, 255]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
     """
     pixels, part = _decoded(image, box, size)
     square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=part)
@@ -107,8 +111,13 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
 
 
 def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
-    """A part of the image that is going to be scaled to a square of `size` pixels: RGB [height, width, 3], in whole
-    pixels of the scale at which it is decoded, as by `crop_and_resize`."""
+    """A part of the image before it is scaled to a square of `size` pixels: RGB, uint8 [height, width, 3].
+
+    A JPEG is decoded as in `crop_and_resize`, and the box is rounded to whole pixels of that.
+
+    Raises:
+      DataError, ValueError: as for `crop_and_resize`.
+    """
     pixels, (left, top, right, bottom) = _decoded(image, box, size)
     rows, columns = pixels.shape[:2]
     first, above = min(round(left), columns - 1), min(round(top), rows - 1)
@@ -119,7 +128,7 @@ def _decoded(
     image: Image.Image, box: tuple[float, float, float, float], size: int
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, float, float, float]]:
     """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has `size` pixels on
-    each side; and the part in pixels of that: left, top, right and bottom."""
+    each side; and the left, top, right and bottom of the part in these pixels."""
     path = _path(image)
     with _as_data_error(path):
         orientation = _orientation(image)
@@ -127,13 +136,13 @@ def _decoded(
     columns, rows = (image.height, image.width) if orientation >= 5 else (image.width, image.height)
     inside = left >= -_SLACK and left + width <= columns + _SLACK and top >= -_SLACK and top + height <= rows + _SLACK
     if not (width > 0 and height > 0 and inside):
-        raise ValueError(f"a box (left, top, width, height) inside {columns} x {rows} pixels is needed; got {box}")
+        raise ValueError(f"`box` must be (left, top, width, height) inside {columns} x {rows} pixels; got {box}")
     scale, pixels = 1, None
     if isinstance(image, JpegImageFile):
         if image.decoderconfig:
-            raise ValueError(f"{shown(path)} was decoded for another box; open it again")
+            raise ValueError(f"{shown(path)} has been decoded for another box; open it again")
         scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * size)
-        pixels = _quickly(image, scale) if orientation == 1 and image.mode == "RGB" else None
+        pixels = _decode_with_simplejpeg(image, scale) if orientation == 1 and image.mode == "RGB" else None
         image.draft("RGB", (image.width // scale, image.height // scale))
     if pixels is None:
         with _as_data_error(path):
@@ -146,9 +155,9 @@ def _decoded(
     )
 
 
-def _quickly(image: JpegImageFile, scale: int) -> npt.NDArray[np.uint8] | None:
-    """The pixels of a JPEG by simplejpeg, which takes two thirds of Pillow's time; None for a file that it refuses, of
-    which Pillow then says whether it can be read."""
+def _decode_with_simplejpeg(image: JpegImageFile, scale: int) -> npt.NDArray[np.uint8] | None:
+    """The pixels of a JPEG by simplejpeg, which takes two thirds of Pillow's time. None for a file that it refuses;
+    Pillow then decides whether it can be read."""
     assert image.fp is not None
     image.fp.seek(0)
     rows, columns = -(-image.height // scale), -(-image.width // scale)
@@ -162,7 +171,7 @@ def _quickly(image: JpegImageFile, scale: int) -> npt.NDArray[np.uint8] | None:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The decoded image, RGB or grey, turned as its orientation says."""
+    """The decoded image, RGB or grey, with its orientation applied."""
     image.load()
     pixels = _opaque(image)
     return pixels.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else pixels
@@ -189,7 +198,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels have more than 16 bits, and their range is unknown. Save it with 8 or 16 bits")
     scaled = (values + 128) // 257  # 65535 / 255 = 257
-    if "transparency" in image.info:  # one value that counts as transparent
+    if "transparency" in image.info:  # the value that means transparent
         scaled[values == image.info["transparency"]] = 255
     return Image.fromarray(scaled.astype(np.uint8))
 
@@ -203,13 +212,13 @@ def _channels_first(pixels: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as in EXIF; 1 also where the EXIF block makes no sense."""
+    """1 to 8 as in EXIF, or 1 if the EXIF block is invalid."""
     if isinstance(image, PngImageFile | TiffImageFile):
         image.load()
     if isinstance(image, TiffImageFile):
-        return 1  # Pillow has turned it
+        return 1  # Pillow has applied it
     if isinstance(image, JpegImageFile) and not {"exif", "xmp"} & image.info.keys():
-        return 1  # as getexif would find, at length
+        return 1  # getexif would find the same, slowly
     try:
         orientation = image.getexif().get(ExifTag.Orientation, 1)
     except Exception:
@@ -218,21 +227,21 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _path(image: Image.Image) -> str:
-    return os.fsdecode(getattr(image, "filename", "") or "an image in memory")
+    return os.fsdecode(getattr(image, "filename", "") or "in memory")
 
 
 @contextmanager
 def _as_data_error(path: str | os.PathLike[str]) -> Generator[None]:
-    """Whatever goes wrong inside is the file's fault: Pillow raises errors of many kinds for broken files."""
+    """Turns any error inside into a DataError: Pillow raises errors of many kinds for damaged files."""
     try:
         yield
     except (DataError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_unreadable(path, _too_large("too many"))) from error
+        raise DataError(_unreadable(path, _too_large("more pixels than"))) from error
     except UnidentifiedImageError as error:
         empty = os.path.getsize(path) == 0
-        cause = "the file is empty" if empty else f"its content is none of {', '.join(_FORMATS)}, or breaks off early"
+        cause = "the file is empty" if empty else f"it is none of {', '.join(_FORMATS)}, or is truncated"
         raise DataError(_unreadable(path, cause)) from error
     except Exception as error:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -244,4 +253,5 @@ def _unreadable(path: str | os.PathLike[str], cause: str) -> str:
 
 
 def _too_large(pixels: str) -> str:
-    return f"it has {pixels} pixels, and more than {Image.MAX_IMAGE_PIXELS} may be an attack. Shrink or remove it"
+    limit = f"the limit of {Image.MAX_IMAGE_PIXELS} that protects against decompression bombs"
+    return f"it has {pixels} {limit}. Shrink or remove it"

@@ -1,4 +1,4 @@
-"""The images of a data set as a value: which files, in which order, with which labels."""
+"""A folder with one folder of images per class as a source."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _Places = tuple[tuple[int, int], ...]
 
 @attrs.frozen(eq=False)
 class Index:
-    """The images below a folder, class by class, and within a class sorted by the bytes of their paths.
+    """The images in class folders, class by class, and within a class sorted by the bytes of their paths.
 
     Attributes:
       root: the folder that was scanned.
-      classes: the names of the classes; a label is a position in it.
-      paths: the images' paths relative to `root`, with forward slashes. Bytes that are no UTF-8 are kept as
-        `os.fsdecode` keeps them.
-      labels: int64 [N], one for each path.
-      sizes: int64 [N], of the files in bytes.
-      modified: int64 [N], when the files were last written, in nanoseconds since 1970.
-      fingerprint: a SHA-256 over the classes, the paths and the files' sizes, in hexadecimal.
+      classes: the names of the classes. A label is a position in this tuple.
+      paths: the images' paths relative to `root`, with forward slashes. Bytes that are not UTF-8 are as `os.fsdecode`
+        returns them.
+      labels: int64 [N].
+      sizes: int64 [N], the sizes of the files in bytes.
+      modified: int64 [N], the times when the files were last written, in nanoseconds since 1970.
+      fingerprint: a SHA-256 over the classes, the paths and the sizes, in hexadecimal.
     """
 
     root: Path
@@ -51,24 +51,24 @@ class Index:
         return len(self.paths)
 
     @property
-    def title(self) -> str:
-        """The folder by its whole path."""
+    def name(self) -> str:
+        """The absolute path of the folder."""
         return os.path.abspath(self.root)
 
     def open(self, position: int) -> Image.Image:
-        """The image at `position`, its header read and its pixels not.
+        """The image at `position`, of which only the header is read.
 
         Raises:
           DataError: if it cannot be read.
         """
-        return open_image(self.name(position))
+        return open_image(self.image_name(position))
 
-    def name(self, position: int) -> str:
+    def image_name(self, position: int) -> str:
         """The path of the image at `position`."""
         return os.path.join(self.root, self.paths[position])
 
     def class_fingerprints(self) -> dict[str, dict[str, int | str]]:
-        """How many images each class has, and a SHA-256 over their paths and sizes: to say what changed."""
+        """How many images each class has, and a SHA-256 over their paths and sizes, to find out what has changed."""
         found: dict[str, dict[str, int | str]] = {}
         for label, name in enumerate(self.classes):
             digest = hashlib.sha256()
@@ -82,18 +82,27 @@ class Index:
 def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
     """Lists the images of the class folders directly below `root`, at any depth, following symbolic links.
 
-    An image is a file whose suffix, in any case, is one of `SUFFIXES`. Files and folders whose names begin with a dot
-    are left out, and so is a link back to a folder that it lies in.
+    An image is a file whose suffix, in any case, is one of `SUFFIXES`. Files and folders whose names start with a dot
+    are ignored, and so are links back to a folder that contains them.
 
     Args:
-      root: a folder with one folder of images for each class.
+      root: a folder with one folder of images per class.
       classes: for validation data, the classes of the training data, whose labels it then shares. Not all of them need
-        to have images here. If None, the classes are the names of the folders, sorted by their bytes.
+        to have images here. None uses the names of the folders, sorted by their bytes.
 
     Raises:
-      ValueError: if `root` is no folder.
-      DataError: if there is nothing to train on or to validate with: no class folders, no images, and without `classes`
-        a class without images or one class only; if a folder is none of `classes`; if something cannot be read.
+      ValueError: if `root` is not a folder.
+      DataError: if there are no class folders or no images; if a folder is not one of `classes`; without `classes`, if
+        a class has no images or there is only one class; if something cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("cat", "dog"):
+    ...         (Path(folder) / name).mkdir()
+    ...         Image.new("RGB", (8, 8)).save(Path(folder) / name / "1.png")
+    ...     index = scan(Path(folder))
+    >>> index.classes, index.paths, index.labels.tolist()
+    (('cat', 'dog'), ('cat/1.png', 'dog/1.png'), [0, 1])
     """
     if not root.is_dir():
         raise ValueError(f"{'not a folder' if root.exists() else 'no such folder'}: {shown(root)}")
@@ -106,11 +115,11 @@ def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
         return _index(root, names, classes)
     except OSError as error:
         at = shown(error.filename) if error.filename else shown(root)
-        raise DataError(f"cannot read {at}: {error.strerror}. It was met while looking for images") from error
+        raise DataError(f"cannot read {at} while looking for images: {error.strerror}") from error
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The paths of all images below a folder, whatever folders they lie in, sorted by their bytes.
+    """The paths of all images in a folder, at any depth, sorted by their bytes.
 
     Raises:
       OSError: if a folder cannot be read.
@@ -142,13 +151,13 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Ind
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if not paths:
         raise DataError(
-            f"no images in {shown(root)}: none of its {len(names)} class folders ({_listed(names)}) holds a file that "
+            f"no images in {shown(root)}: none of its {len(names)} class folders ({_listed(names)}) has a file that "
             f"ends in {', '.join(SUFFIXES)}"
         )
     if classes is None and empty:
         raise DataError(
             f"no images in the class folder{'s' * (len(empty) > 1)} {_listed(empty)} of {shown(root)}; every class "
-            "needs at least one to train on. Add images, or remove the folder"
+            "needs at least one training image. Add images, or remove the folder"
         )
     if classes is None and len(names) == 1:
         raise DataError(
@@ -167,7 +176,7 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Ind
 
 
 def _class_folders(top: bytes) -> tuple[list[bytes], int]:
-    """The names of the folders in `top`, sorted, and how many images lie beside them."""
+    """The names of the folders in `top`, sorted, and the number of images directly in it."""
     names, stray = [], 0
     with os.scandir(top) as entries:
         for entry in entries:
@@ -181,7 +190,7 @@ def _class_folders(top: bytes) -> tuple[list[bytes], int]:
 
 
 def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int, int]]:
-    """Paths relative to `top`, sizes and times of the images below `folder`, in no order."""
+    """Paths relative to `top`, sizes and times of the images in `folder`, at any depth, in no order."""
     found: list[tuple[bytes, int, int]] = []
     pending = [(folder, above)]
     while pending:
@@ -200,12 +209,12 @@ def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int,
                 elif entry.is_dir():
                     pending.append((b"%s/%s" % (folder, name), (*above, place)))
                 elif entry.is_symlink() and name.lower().endswith(_SUFFIXES):
-                    entry.stat()  # raises: the link leads nowhere
+                    entry.stat()  # raises an error: the link is broken
     return found
 
 
 def _place(folder: bytes) -> tuple[int, int]:
-    """What is the same for two paths to one folder."""
+    """The identity of a folder, whatever path leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -217,20 +226,20 @@ def _check_known(root: Path, names: Sequence[bytes], classes: Sequence[str]) -> 
         nearest = difflib.get_close_matches(os.fsdecode(unknown[0]), classes, n=1, cutoff=0.0)
         more = f" (and {len(unknown) - 1} more: {_listed(unknown[1:])})" if len(unknown) > 1 else ""
         raise DataError(
-            f"the class folder {_listed(unknown[:1])} of {shown(root)}{more} is none of the {len(classes)} classes of "
-            f"the training data; the nearest is {_listed(nearest)}. Rename or remove it, or train on that class too"
+            f"the class folder {_listed(unknown[:1])} of {shown(root)}{more} is not one of the {len(classes)} classes "
+            f"of the training data; the closest is {_listed(nearest)}. Rename or remove it, or train on that class too"
         )
 
 
 def _no_class_folders(root: Path, stray: int) -> str:
     found = f"no class folders in {shown(root)}"
     if stray:
-        images = "1 image lies" if stray == 1 else f"{stray} images lie"
+        images = "1 image" if stray == 1 else f"{stray} images"
         return (
-            f"{found}, but {images} directly in it. Images must be in one folder per class: move those of each class "
+            f"{found}, but {images} directly in it. There must be one folder per class: move the images of each class "
             "to a folder that is named after it"
         )
-    return f"{found}; expected one folder of images per class, named after the class. Make them, or name another folder"
+    return f"{found}; expected one folder of images per class, named after the class. Create them, or choose another folder"
 
 
 def _listed(names: Iterable[str | bytes], most: int = 5) -> str:

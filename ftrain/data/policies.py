@@ -1,8 +1,8 @@
-"""What is done to the pixels of a view: augmentations as functions of an image and of numbers drawn beforehand.
+"""RandAugment, TrivialAugment, colour jitter and random erasing as functions of an image and of random numbers.
 
-Each takes an image uint8 [3, S, S] and one row of uniform numbers in [0, 1), and returns an image uint8 [3, S, S]; it
-draws nothing itself and changes neither. The operations are torchvision's, on Pillow images, on which they are faster
-than on tensors. torchvision is imported when one is first used.
+Each takes an image uint8 [3, S, S] and a row of random numbers uniform in [0, 1), changes neither, and returns an image
+uint8 [3, S, S]. The operations are torchvision's, on Pillow images, because there they are faster than on tensors.
+torchvision is imported when one of them is first used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 Draws = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-BINS = 31  # of a magnitude, from none to the most
+BINS = 31  # magnitudes, from no effect to the strongest
 OPERATIONS = (
     "Identity",
     "ShearX",
@@ -49,19 +49,19 @@ ERASING_DRAWS = 3 + 2 * ERASING_ATTEMPTS
 
 
 def rand_augment_draws(ops: int) -> int:
-    """How many numbers `rand_augment` needs: for each operation, which it is and its sign."""
+    """How many random numbers `rand_augment` needs: for each operation, one to choose it and one for its sign."""
     return 2 * ops
 
 
 def rand_augment(pixels: Pixels, draws: Draws, *, fill: Colour, ops: int = 2, magnitude: int = 9) -> Pixels:
-    """Some of 14 operations in turn, each as likely, all of one magnitude (Cubuk et al., RandAugment, 2020), with the
-    magnitudes of torchvision's RandAugment.
+    """A few operations out of 14, each equally likely, all of the same magnitude (Cubuk et al., RandAugment, 2020). The
+    magnitudes are those of torchvision's RandAugment.
 
     Args:
       draws: float64 [rand_augment_draws(ops)], in [0, 1).
-      fill: the colour of what is moved in from outside of the image.
+      fill: the colour of pixels from outside the image.
       ops: how many operations.
-      magnitude: a bin, from 0 (nothing is done, where an operation has a magnitude) to 30.
+      magnitude: from 0 (no effect, for operations that have a magnitude) to 30.
     """
     image = _to_image(pixels)
     for choice, sign in draws.reshape(ops, 2):
@@ -72,12 +72,12 @@ def rand_augment(pixels: Pixels, draws: Draws, *, fill: Colour, ops: int = 2, ma
 
 
 def trivial_augment_wide(pixels: Pixels, draws: Draws, *, fill: Colour) -> Pixels:
-    """One of 14 operations, each as likely, of a magnitude uniform over 31 bins (Müller and Hutter, TrivialAugment,
-    2021), with the magnitudes of torchvision's TrivialAugmentWide.
+    """One operation out of 14, each equally likely, with a magnitude uniform over 31 bins (Müller and Hutter,
+    TrivialAugment, 2021). The magnitudes are those of torchvision's TrivialAugmentWide.
 
     Args:
       draws: float64 [TRIVIAL_AUGMENT_DRAWS], in [0, 1).
-      fill: the colour of what is moved in from outside of the image.
+      fill: the colour of pixels from outside the image.
     """
     choice, magnitude, sign = draws
     name = OPERATIONS[int(choice * len(OPERATIONS))]
@@ -88,12 +88,12 @@ def trivial_augment_wide(pixels: Pixels, draws: Draws, *, fill: Colour) -> Pixel
 def color_jitter(
     pixels: Pixels, draws: Draws, *, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Pixels:
-    """Brightness, contrast, saturation and hue changed in a random order, by the rule of torchvision's ColorJitter.
+    """Changes brightness, contrast, saturation and hue in a random order, as torchvision's ColorJitter does.
 
     Args:
       draws: float64 [COLOR_JITTER_DRAWS], in [0, 1): the order, and the four changes.
       brightness, contrast, saturation: at least 0; the factor is uniform in [max(0, 1 - x), 1 + x].
-      hue: in [0, 0.5]; the shift is uniform in [-hue, hue], in turns of the colour circle.
+      hue: in [0, 0.5]; the shift is uniform in [-hue, hue], where 1 is a full turn of the colour circle.
     """
     from torchvision.transforms.v2 import functional as F
 
@@ -116,16 +116,21 @@ def color_jitter(
 
 
 def random_erasing(pixels: Pixels, draws: Draws, *, probability: float, fill: Colour) -> Pixels:
-    """A rectangle of the image is hidden, by the rule of torchvision's RandomErasing.
+    """Erases a rectangle of the image, with the distribution of torchvision's RandomErasing.
 
-    The area is uniform in [0.02, 0.33] of the image's, the logarithm of height / width uniform in that of [0.3, 3.3];
-    of ten such draws the first that is smaller than the image in both directions is taken, at a uniform place. If none
-    is, nothing is hidden (Zhong et al., Random erasing data augmentation, 2017).
+    Its area is uniform in [0.02, 0.33] times the image's, and the logarithm of height / width is uniform between those
+    of 0.3 and 3.3. The first of ten such draws that is smaller than the image in both directions is used, at a uniform
+    position. If there is none, nothing is erased (Zhong et al., Random erasing data augmentation, 2017).
 
     Args:
-      draws: float64 [ERASING_DRAWS], in [0, 1): whether, two for the place, ten areas, ten ratios.
-      probability: of hiding anything, in [0, 1].
-      fill: the colour that hides; the mean of the data becomes 0 by normalisation.
+      draws: float64 [ERASING_DRAWS], in [0, 1): whether to erase, two for the position, ten areas, ten ratios.
+      probability: of erasing, in [0, 1].
+      fill: the colour of erased pixels. Normalisation maps the mean of the data to 0.
+
+    >>> draws = np.full(ERASING_DRAWS, 0.5)
+    >>> erased = random_erasing(np.zeros((3, 8, 8), np.uint8), draws, probability=1.0, fill=(1, 1, 1))
+    >>> int(erased[0].sum())
+    9
     """
     if draws[0] >= probability:
         return pixels
@@ -149,9 +154,9 @@ def operate(image: Image.Image, name: str, level: float, *, fill: Colour) -> Ima
     """One of `OPERATIONS`, on an RGB image.
 
     Args:
-      level: a slope for ShearX and ShearY, pixels for TranslateX and TranslateY, degrees for Rotate, what is added to a
-        factor of 1 for Brightness, Color, Contrast and Sharpness, bits kept for Posterize, the share of 255 above which
-        Solarize inverts; without meaning for the others.
+      level: for ShearX and ShearY a slope, for TranslateX and TranslateY pixels, for Rotate degrees, for Brightness,
+        Color, Contrast and Sharpness the factor minus 1, for Posterize the bits that remain, for Solarize the fraction
+        of 255 above which values are inverted. The others ignore it.
     """
     from torchvision.transforms.v2 import functional as F
 
@@ -159,7 +164,7 @@ def operate(image: Image.Image, name: str, level: float, *, fill: Colour) -> Ima
     slope = math.degrees(math.atan(level))
     results: dict[str, Callable[[], Image.Image]] = {
         "Identity": lambda: image,
-        # Shears keep the corner at the top left where it is, not the centre.
+        # Shears leave the top left corner in place, not the centre.
         "ShearX": lambda: move(translate=[0, 0], shear=[slope, 0.0], center=[0, 0]),
         "ShearY": lambda: move(translate=[0, 0], shear=[0.0, slope], center=[0, 0]),
         "TranslateX": lambda: move(translate=[int(level), 0], shear=[0.0, 0.0]),
@@ -179,12 +184,12 @@ def operate(image: Image.Image, name: str, level: float, *, fill: Colour) -> Ima
 
 @functools.lru_cache(maxsize=256)
 def _levels(name: str, size: int, *, wide: bool) -> tuple[float, ...]:
-    """What each magnitude bin means for an operation on images of `size` pixels a side, in RandAugment or, if wide, in
+    """The level of each magnitude of an operation on images of `size` x `size` pixels, in RandAugment or, if `wide`, in
     TrivialAugmentWide."""
     if name == "Posterize":
         cut = 6 if wide else 4
         return tuple(float(8 - round(bin * cut / (BINS - 1))) for bin in range(BINS))
-    # float32, as torchvision's, because some of these are compared with whole numbers.
+    # float32 as in torchvision, because some of these are compared with integers.
     if name == "Solarize":
         return tuple(torch.linspace(1.0, 0.0, BINS).tolist())
     if name.startswith("Shear"):

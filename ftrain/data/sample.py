@@ -18,9 +18,9 @@ _ARCHIVE = "fashion_mnist_sample.tar.xz"
 
 
 def sample_folder() -> Path:
-    """The folder that holds train/ and val/ of the sample, unpacked to the user's cache folder the first time.
+    """The folder with train/ and val/ of the sample. The first call unpacks it to the user's cache folder.
 
-    The images are there completely or not at all, whatever other processes do and wherever this one is stopped.
+    The folder appears only when it is complete, whatever other processes do and whenever this one is stopped.
 
     Raises:
       OSError: if the cache folder cannot be written.
@@ -34,8 +34,8 @@ def sample_folder() -> Path:
         _unpack(packed, folder)
     except OSError as error:
         raise OSError(
-            f"cannot unpack the sample images to {shown(folder)}: {error.strerror or error}. Make room there or make "
-            "it writable, set XDG_CACHE_HOME to a folder that is, or train on images of your own"
+            f"cannot unpack the sample images to {shown(folder)}: {error.strerror or error}. Free space there or "
+            "make it writable, set XDG_CACHE_HOME to a folder that is writable, or train on images of your own"
         ) from error
     return folder
 

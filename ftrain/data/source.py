@@ -1,4 +1,4 @@
-"""What the pipeline needs of a set of images, wherever they are."""
+"""What the input pipeline needs to know about a set of images, wherever they are."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from PIL import Image
 
 
 class Source(Protocol):
-    """Images with labels, by their positions from 0 on."""
+    """Labelled images, by their positions from 0 on.
+
+    `scan`, `from_arrays`, `from_dataset` and `by_name` make sources. Any object with these attributes is one too. It
+    must be possible to pickle it where worker processes are not forked.
+
+    >>> from ftrain.data import from_arrays
+    >>> source: Source = from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1], name="mine")
+    >>> len(source), source.image_name(1), source.open(1).size
+    (2, 'mine[1]', (8, 8))
+    """
 
     @property
-    def title(self) -> str:
-        """What to call the whole, such as the folder."""
+    def name(self) -> str:
+        """The name of the whole source in messages, such as the path of a folder."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes; a label is a position in it."""
+        """The names of the classes. A label is a position in this tuple."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """One for each image, int64 [N]."""
+        """The label of each image, int64 [N]."""
 
     @property
     def fingerprint(self) -> str:
@@ -31,11 +40,11 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, position: int) -> Image.Image:
-        """An image, its header read and its pixels perhaps not. To be closed, or used in a `with` statement.
+        """An image whose header has been read, and perhaps its pixels. Close it, or use it in a `with` statement.
 
         Raises:
           DataError: if it cannot be read.
         """
 
-    def name(self, position: int) -> str:
-        """What to call an image in messages and lists, such as its path."""
+    def image_name(self, position: int) -> str:
+        """The name of an image in messages and lists, such as its path."""

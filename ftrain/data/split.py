@@ -1,4 +1,4 @@
-"""A folder of class folders, split into train/ and val/."""
+"""Splitting a folder of class folders into train/ and val/."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ftrain.text import shown
 How = Literal["link", "copy"]
 
 
-def chosen_for_val(index: Index, *, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which images are for validation: of each class, as near to `share` of them as whole images allow, but at least
-    one on either side. Which ones follows from the seed and their order.
+def choose_validation(index: Index, *, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which images are for validation, bool [N]: of each class a fraction as close to `fraction` as whole images allow,
+    but at least one image for training and one for validation. The choice depends on the seed and the order alone.
 
     Raises:
       SettingsError: for a class with fewer than two images.
@@ -33,29 +33,29 @@ def chosen_for_val(index: Index, *, share: float, seed: int) -> npt.NDArray[np.b
         members = np.flatnonzero(index.labels == label)
         if len(members) < 2:
             raise SettingsError(
-                f'the class "{shown(name)}" has {len(members)} image; at least two are needed, one to train on and one '
-                "to validate with"
+                f'the class "{shown(name)}" has {len(members)} image; it needs at least two, one for training and one '
+                "for validation"
             )
-        count = min(max(1, round(share * len(members))), len(members) - 1)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
         order = ftrain.random.permutation(purpose_key(seed, "split", label), len(members)).numpy()
         chosen[members[order[:count]]] = True
     return chosen
 
 
 def split(index: Index, out: Path, chosen: npt.NDArray[np.bool_], how: How) -> Generator[int]:
-    """Makes `out` with train/ and val/, as links to the images or as copies: yields how many are made. `out` is there
-    completely or not at all.
+    """Creates the folder `out` with train/ and val/, as links to the images or as copies. Yields the number of images
+    done. `out` appears only when it is complete.
 
     Raises:
-      SettingsError: if `out` is there already.
+      SettingsError: if `out` exists.
     """
     if out.exists():
-        raise SettingsError(f"{shown(out)} is there already; name another folder with --out, or remove it")
+        raise SettingsError(f"{shown(out)} already exists; choose another folder for `out`, or remove it")
     with durable.new_folder(out) as filling:
         for position, path in enumerate(index.paths):
             target = filling / ("val" if chosen[position] else "train") / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            source = os.path.abspath(index.name(position))
+            source = os.path.abspath(index.image_name(position))
             if how == "copy":
                 shutil.copy2(source, target)
             else:

@@ -103,8 +103,8 @@ def test_canonical_suggests_the_closest_names():
     with pytest.raises(ValueError) as caught:
         models.canonical("ResNet35")
     assert str(caught.value) == (
-        f"`model` must be one of torchvision's {len(models.names())} classifiers, got 'ResNet35'; the closest names are "
-        "resnet50, resnet34, resnet152. The command ftrain models lists all names"
+        f"`model` must be one of torchvision's {len(models.names())} classifiers, got 'ResNet35'; the closest names "
+        "are resnet50, resnet34, resnet152. The command ftrain models lists all names"
     )
 
 
@@ -151,7 +151,8 @@ def test_smallest_sizes():
         (
             "maxvit_t",
             64,
-            "maxvit_t needs images whose side is a multiple of 224 px, or up to 3 px less, but `image_size` is 64; use 221",
+            "maxvit_t needs images whose side is a multiple of 224 px, or up to 3 px less, but `image_size` is 64; "
+            "use 221",
         ),
         (
             "maxvit_t",

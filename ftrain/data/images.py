@@ -1,0 +1,89 @@
+"""Everything that decides what batches contain."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import attrs
+
+from ftrain.data.augment import Augmentation
+from ftrain.data.cache import CacheFormat, ImageCache
+from ftrain.data.source import Source
+
+
+class Job(NamedTuple):
+    """A batch to load.
+
+    Attributes:
+      split: which images.
+      number: the step of the training run from 0 on, or the number of the batch in the validation data.
+    """
+
+    split: Literal["train", "val"]
+    number: int
+
+
+@attrs.frozen(kw_only=True)
+class Images:
+    """Everything that decides what batches contain.
+
+    Attributes:
+      train: the images to train on.
+      val: the images to validate with. They have the classes of `train`.
+      batch_size: examples in a training batch.
+      image_size: the side in pixels of the square images that the network receives.
+      eval_batch_size: examples in a validation batch.
+      augmentation: how training images vary from epoch to epoch.
+      seed: decides order and augmentation.
+      train_cache, val_cache: decoded images, if there are any.
+      skip_bad_images: whether to skip an image that cannot be read, instead of raising an error.
+
+    >>> import numpy as np
+    >>> from ftrain.data import from_arrays
+    >>> source = from_arrays(np.zeros((10, 8, 8), np.uint8), [0, 1] * 5)
+    >>> images = Images(train=source, val=source, batch_size=4, image_size=8)
+    >>> images.steps_per_epoch, images.train_jobs(1), images.val_jobs()
+    (2, [Job(split='train', number=2), Job(split='train', number=3)], [Job(split='val', number=0)])
+    """
+
+    train: Source
+    val: Source
+    batch_size: int
+    image_size: int
+    eval_batch_size: int = 64
+    augmentation: Augmentation = Augmentation()
+    seed: int = 0
+    train_cache: ImageCache | None = None
+    val_cache: ImageCache | None = None
+    skip_bad_images: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in an epoch. The examples that do not fill a batch are dropped, different ones each time."""
+        return len(self.train) // self.batch_size
+
+    @property
+    def eval_batches(self) -> int:
+        """Batches in the validation data."""
+        return -(-len(self.val) // self.eval_batch_size)
+
+    @property
+    def train_cache_format(self) -> CacheFormat:
+        """What a cache holds of a training image: enough pixels for the smallest crop."""
+        if self.augmentation.crop_scale == 1.0:
+            return CacheFormat(self.image_size, 1.0)
+        return CacheFormat(round(self.image_size / self.augmentation.crop_scale**0.5), None)
+
+    @property
+    def val_cache_format(self) -> CacheFormat:
+        """What a cache holds of a validation image: exactly what evaluation uses."""
+        return CacheFormat(self.image_size, self.augmentation.centre_fraction)
+
+    def train_jobs(self, epoch: int, *, skip: int = 0) -> list[Job]:
+        """The batches of an epoch's training steps after the first `skip`. Epochs are counted from 0."""
+        first = epoch * self.steps_per_epoch
+        return [Job("train", step) for step in range(first + skip, first + self.steps_per_epoch)]
+
+    def val_jobs(self) -> list[Job]:
+        """The batches of all validation data."""
+        return [Job("val", number) for number in range(self.eval_batches)]

@@ -1,0 +1,14 @@
+"""Resizing decoded pixels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Pixels uint8 [3, rows, columns], channels last in memory, as [3, height, width]: bilinear and antialiased.
+
+    torch takes a fraction of Pillow's time for this, and differs from it by at most 1 of 255.
+    """
+    return F.interpolate(pixels[None], (height, width), mode="bilinear", antialias=True)[0]
