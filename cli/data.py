@@ -71,15 +71,15 @@ def check(
     )
     for group in (report.leaks + report.conflicts)[:10]:
         typer.echo("  " + " = ".join(shown(place.path) for place in group))
-    for _, cause in report.unreadable:
+    for _, cause in report.bad_images:
         typer.echo(cause)
     out.mkdir(parents=True, exist_ok=True)
     draw_check(report, out / "check.png")
     write_file(out / "check.json", json.dumps(document, indent=1).encode())
     typer.echo(f"wrote check.json and check.png to {shown(out)}")
-    if report.unreadable:
+    if report.bad_images:
         raise DataError(
-            f"{len(report.unreadable)} images cannot be read; repair or remove them, or train with `on_bad_image=skip`"
+            f"{len(report.bad_images)} images cannot be read; repair or remove them, or train with `on_bad_image=skip`"
         )
 
 
@@ -111,15 +111,19 @@ def cache(context: typer.Context, folder: Folder, **settings: Any) -> None:
     """Build the cache of decoded images on disk ahead of time, for `ftrain fit --cache disk` with the same settings."""
     asked = given(context, None, settings)
     note("loading torch ...")
-    from ftrain.data.cache import keep, store_folder
+    from ftrain.data.cache import build_cache, cache_folder
     from ftrain.run.resolve import resolve
 
     spec, images = resolve(Settings(**{**asked, "data": str(folder), "cache": "disk"}))
-    for name, source, form in (("train", images.train, images.train_form), ("val", images.val, images.val_form)):
-        building = keep(source, form, "disk", workers=spec.workers)
+    splits = {
+        "train": (images.train, images.train_cache_format),
+        "val": (images.val, images.val_cache_format),
+    }
+    for name, (source, form) in splits.items():
+        building = build_cache(source, form, "disk", workers=spec.workers)
         first = next(building, None)
         if first is None:
-            typer.echo(f"{name}: already cached in {shown(store_folder(source, form))}")
+            typer.echo(f"{name}: already cached in {shown(cache_folder(source, form))}")
             continue
         typer.echo(f"{name}: {first.total} images take {readable(first.bytes)} in {first.place}")
         with_progress(building, "decoding", first.total, done=lambda event: event.done)
@@ -141,11 +145,11 @@ def split(
         raise SettingsError(f"`fraction` must be a number > 0 and < 1; got {fraction:g}")
     note("loading ...")
     from ftrain.data.folders import scan
-    from ftrain.data.split import chosen_for_val
+    from ftrain.data.split import choose_validation
     from ftrain.data.split import split as make
     from ftrain.run.resolve import as_usage
 
     index = as_usage(scan, folder)
-    chosen = chosen_for_val(index, share=fraction, seed=seed)
+    chosen = choose_validation(index, fraction=fraction, seed=seed)
     with_progress(make(index, out, chosen, how), "linking" if how == "link" else "copying", len(index))
     typer.echo(f"{shown(out)}: {int((~chosen).sum())} images in train, {int(chosen.sum())} in val")

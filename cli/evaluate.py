@@ -51,7 +51,7 @@ def evaluate(
     images = opened.images(data, workers=workers)
     restored = opened.restored(last=last)
     warn(opened.damage)
-    note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.title)}")
+    note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.name)}")
     result = with_progress(inference.evaluation(restored, images), "evaluating", images.eval_batches)
     for cause in result.skipped:
         note(f"skipped: {cause}")
@@ -68,7 +68,7 @@ def evaluate(
     target.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
         "checkpoint": restored.checkpoint.name,
-        "data": images.val.title,
+        "data": images.val.name,
         **metrics,
         "classes": _by_class(opened.classes, scores),
     }

@@ -8,9 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ftrain.data.batches import Images, centre_pixels_of, train_pixels_of
 from ftrain.data.check import Report
+from ftrain.data.images import Images
 from ftrain.data.order import epoch_order
+from ftrain.data.pixels import train_pixels_in_epoch, train_pixels_unaugmented
 from ftrain.run.curves import save_figure
 from ftrain.text import shown
 
@@ -62,7 +63,10 @@ def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) 
     figure = Figure(figsize=(1.5 * (epochs + 1) + 1.5, 1.5 * len(positions) + 0.4), layout="constrained")
     axes = figure.subplots(len(positions), epochs + 1, squeeze=False)
     for row, position in zip(axes, positions, strict=True):
-        views = [centre_pixels_of(images, position), *(train_pixels_of(images, position, e) for e in range(epochs))]
+        views = [
+            train_pixels_unaugmented(images, position),
+            *(train_pixels_in_epoch(images, position, e) for e in range(epochs)),
+        ]
         for cell, pixels in zip(row, views, strict=True):
             cell.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
             cell.set_xticks([])

@@ -11,7 +11,7 @@ import torch
 from ftrain import models
 from ftrain.data import from_arrays
 from ftrain.data.augment import Augmentation
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.disk import checkpoint
 from ftrain.run import folder as run_folder
 from ftrain.run import provenance

@@ -12,8 +12,8 @@ import attrs
 import torch
 
 from ftrain.data import as_source
-from ftrain.data.batches import Images
 from ftrain.data.folders import scan
+from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError

@@ -10,8 +10,8 @@ from typing import Any
 import attrs
 import torch
 
-from ftrain.data.batches import Images
-from ftrain.data.cache import Caching, keep
+from ftrain.data.cache import Caching, build_cache
+from ftrain.data.images import Images
 from ftrain.errors import DataError
 from ftrain.run.build import build, check_batch
 from ftrain.run.candidate import Candidate, Memory, Sample, input_rate, memory_of_step
@@ -114,8 +114,8 @@ def bench(
         if spec.cache != "none":
             yield Measuring("the input pipeline with a cache")
             with suppress(DataError):  # there is not enough memory for a cache
-                store = yield from keep(sample.train, sample.train_form, "ram", workers=spec.workers)
-                sample = attrs.evolve(sample, train_store=store)
+                store = yield from build_cache(sample.train, sample.train_cache_format, "ram", workers=spec.workers)
+                sample = attrs.evolve(sample, train_cache=store)
                 cached = input_rate(sample, spec.workers, seconds)
         yield Measuring("both together")
         both = candidate.rate_with_input(sample, seconds)

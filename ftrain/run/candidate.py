@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ftrain.data.batches import Images, load, on_device
+from ftrain.data.batches import load
 from ftrain.data.cache import available_memory
+from ftrain.data.device import on_device
+from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.run import kernels
 from ftrain.run.build import Program, build
@@ -187,8 +189,8 @@ class Sample:
         return cls(source, np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int64)))
 
     @property
-    def title(self) -> str:
-        return self.source.title
+    def name(self) -> str:
+        return self.source.name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -209,5 +211,5 @@ class Sample:
     def open(self, position: int) -> Image.Image:
         return self.source.open(int(self.positions[position]))
 
-    def name(self, position: int) -> str:
-        return self.source.name(int(self.positions[position]))
+    def image_name(self, position: int) -> str:
+        return self.source.image_name(int(self.positions[position]))

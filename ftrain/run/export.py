@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftrain.data.batches import Images, val_pixels
+from ftrain.data.images import Images
+from ftrain.data.pixels import val_pixels
 from ftrain.disk import durable, tensorfile
 from ftrain.errors import DataError, ExportError
 from ftrain.module import Tensors
@@ -95,10 +96,10 @@ def _samples(images: Images) -> Tensor:
         try:
             pixels.append(val_pixels(images, position))
         except DataError:
-            if not images.skip_unreadable:
+            if not images.skip_bad_images:
                 raise
     if not pixels:
-        raise DataError(f"none of the {COMPARED} images tried in {shown(images.val.title)} can be read")
+        raise DataError(f"none of the {COMPARED} images tried in {shown(images.val.name)} can be read")
     # At least two, because torch.export would take a batch of one for the only possible size.
     return torch.stack(pixels if len(pixels) > 1 else pixels * 2)
 

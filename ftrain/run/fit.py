@@ -9,8 +9,10 @@ from typing import TypeVar
 
 import attrs
 
-from ftrain.data.batches import Images, Job, load, on_device
-from ftrain.data.cache import Caching, keep
+from ftrain.data.batches import load
+from ftrain.data.cache import Caching, build_cache
+from ftrain.data.device import on_device
+from ftrain.data.images import Images, Job
 from ftrain.disk import checkpoint
 from ftrain.disk.checkpoint import Loaded
 from ftrain.disk.saver import Saver
@@ -79,7 +81,7 @@ def fit(
                     yield from session.stop()
                     return
                 batch, on_host = next(batches)
-                yield from session.skipped.add(job.split, on_host.left_out)
+                yield from session.skipped.add(job.split, on_host.skipped)
                 if job.split == "train":
                     yield from session.train(batch)
                 else:
@@ -192,9 +194,9 @@ def with_caches(images: Images, spec: RunSpec) -> Generator[Caching, None, Image
     """The images with caches of the kind that the spec names, which are built if they do not exist."""
     if spec.cache == "none":
         return images
-    train = yield from keep(images.train, images.train_form, spec.cache, workers=spec.workers)
-    val = yield from keep(images.val, images.val_form, spec.cache, workers=spec.workers)
-    return attrs.evolve(images, train_store=train, val_store=val)
+    train = yield from build_cache(images.train, images.train_cache_format, spec.cache, workers=spec.workers)
+    val = yield from build_cache(images.val, images.val_cache_format, spec.cache, workers=spec.workers)
+    return attrs.evolve(images, train_cache=train, val_cache=val)
 
 
 def _jobs(images: Images, spec: RunSpec, step: int, *, evaluated: bool) -> Iterator[Job]:

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 import ftrain.random
-from ftrain.data.batches import Images, load, on_device, read_centre
+from ftrain.data.batches import load
+from ftrain.data.device import on_device
+from ftrain.data.images import Images
+from ftrain.data.pixels import image_pixels
 from ftrain.disk import checkpoint
 from ftrain.errors import CheckpointError, DataError
 from ftrain.metrics import class_scores, measure
@@ -115,7 +118,7 @@ def evaluation(restored: Restored, images: Images) -> Generator[int, None, Evalu
             parts.append(measure(logits, labels, losses, weights, program.custom.metrics))
             cells = labels * classes + logits.argmax(dim=-1)
             confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
-            skipped.extend(on_host.left_out.values())
+            skipped.extend(on_host.skipped.values())
             yield done
     total = functools.reduce(operator.add, parts)
     return Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(skipped))
@@ -129,10 +132,13 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
     """
     program = restored.program
     spec = program.spec
-    fraction = spec.augmentation.centre_share
+    fraction = spec.augmentation.centre_fraction
     for first in range(0, len(images), spec.eval_batch_size):
         group = images[first : first + spec.eval_batch_size]
-        found = [_pixels_or_error(image, spec.image_size, fraction) for image in group]
+        found = [
+            _pixels_or_error(image, spec.image_size, fraction, f"images[{position}]")
+            for position, image in enumerate(group, start=first)
+        ]
         pixels = [each for each in found if not isinstance(each, DataError)]
         rankings: Iterator[Ranking] = iter(())
         if pixels:
@@ -143,9 +149,9 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
             yield each if isinstance(each, DataError) else next(rankings)
 
 
-def _pixels_or_error(image: Any, size: int, fraction: float) -> npt.NDArray[np.uint8] | DataError:
+def _pixels_or_error(image: Any, size: int, fraction: float, name: str) -> npt.NDArray[np.uint8] | DataError:
     try:
-        return read_centre(image, size, share=fraction)
+        return image_pixels(image, size, fraction=fraction, name=name)
     except DataError as error:
         return error
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from ftrain import models
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder

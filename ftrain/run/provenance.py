@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain.data.batches import Images
 from ftrain.data.folders import Index
+from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder
@@ -153,7 +153,7 @@ def _sources(images: Images) -> dict[str, Source]:
 def _data(images: Images) -> dict[str, Any]:
     return {
         name: {
-            "from": source.title,
+            "from": source.name,
             "images": len(source),
             "fingerprint": source.fingerprint,
             "classes": _by_class(source),

@@ -11,8 +11,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from ftrain.data.batches import ImageBatch, Images, Job, load, on_device
+from ftrain.data.batches import ImageBatch, load
 from ftrain.data.cache import Caching
+from ftrain.data.device import on_device
+from ftrain.data.images import Images, Job
 from ftrain.disk import checkpoint
 from ftrain.errors import SettingsError
 from ftrain.module import Tensors
@@ -106,7 +108,7 @@ def _repeat(program: Program, images: Images, state: TrainState, step: int) -> I
         metrics=metrics.compute(),
         gradients=_by_layer(after.opt_state[1]),
         batch=on_host,
-        names=[images.train.name(index) for index in on_host.indices.tolist()],
+        names=[images.train.image_name(index) for index in on_host.indices.tolist()],
     )
 
 

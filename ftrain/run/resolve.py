@@ -15,12 +15,12 @@ import torch
 
 from ftrain import models
 from ftrain.data import cache
-from ftrain.data.batches import Images
 from ftrain.data.decode import oriented_size
 from ftrain.data.folders import Index, scan
+from ftrain.data.images import Images
 from ftrain.data.sample import sample_folder
 from ftrain.data.source import Source
-from ftrain.data.sources import by_name
+from ftrain.data.torchvision_datasets import by_name
 from ftrain.errors import DataError, SettingsError
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, check_functions
@@ -71,7 +71,7 @@ def resolve(
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
-            f"`batch_size` is {batch_size}, but {shown(train.title)} has only {len(train)} images; use a batch size of "
+            f"`batch_size` is {batch_size}, but {shown(train.name)} has only {len(train)} images; use a batch size of "
             f"at most {len(train)}"
         )
     if batch_size % settings.accumulate:
@@ -243,7 +243,7 @@ def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int
         empty = np.flatnonzero(source.sizes == 0)
         if len(empty):
             more = f" (and {len(empty) - 1} more such files)" if len(empty) > 1 else ""
-            raise DataError(f"cannot read the image {shown(source.name(int(empty[0])))}: the file is empty{more}")
+            raise DataError(f"cannot read the image {shown(source.image_name(int(empty[0])))}: the file is empty{more}")
     sizes = []
     for position in np.unique(np.linspace(0, len(source) - 1, HEADERS).astype(int)).tolist():
         try:
@@ -254,7 +254,7 @@ def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int
                 raise
     if not sizes:
         raise DataError(
-            f"none of {min(HEADERS, len(source))} images could be read; the first of them is {shown(source.name(0))}"
+            f"none of {min(HEADERS, len(source))} images could be read; the first of them is {shown(source.image_name(0))}"
         )
     return np.array(sizes)
 
@@ -306,9 +306,9 @@ def _default_workers() -> int:
 
 def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64]) -> Literal["ram", "disk", "none"]:
     """ram, disk or none: the first with room for the decoded images, estimated from the sizes of some."""
-    cached = np.array([images.train_form.size(*size) for size in sizes.tolist()])
+    cached = np.array([images.train_cache_format.size(*size) for size in sizes.tolist()])
     needed = float(cached.prod(axis=1).mean()) * 3 * len(images.train) + 3 * images.image_size**2 * len(images.val)
-    if needed < cache.free_memory() / 4:
+    if needed < cache.free_shared_memory() / 4:
         return "ram"
     return "disk" if needed < min(cache.free_disk() / 2, MAX_DEFAULT_DISK_CACHE) else "none"
 

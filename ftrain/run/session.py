@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import attrs
 import torch
 
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.data.order import train_indices
 from ftrain.disk import checkpoint
 from ftrain.disk.checkpoint import Snapshot
@@ -201,11 +201,11 @@ def _nonfinite(step: int, images: Images, program: Program) -> TrainingError:
     schedule = program.optimizer.learning_rate
     rate = float(schedule(torch.tensor(step - 1))) if schedule else float("nan")
     rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
-    names = [images.train.name(row).removeprefix(f"{images.train.title}{os.sep}") for row in rows.tolist()]
+    names = [images.train.image_name(row).removeprefix(f"{images.train.name}{os.sep}") for row in rows.tolist()]
     return TrainingError(
         f"the loss or its gradient became infinite or nan at step {step} (learning rate {rate:.3g}). The update was "
         "not "
         "applied, and the last checkpoint is intact. `ftrain replay` shows the step; a lower `lr`, more "
         "`warmup_epochs` or `clip_norm=1` may help, in a new run or in this one with `resume=RUN` and `override=True`. "
-        f"The images of the batch, in {shown(images.train.title)}: {', '.join(map(shown, names))}"
+        f"The images of the batch, in {shown(images.train.name)}: {', '.join(map(shown, names))}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.errors import DataError
 from ftrain.run.events import ImageSkipped
 
@@ -49,11 +49,11 @@ class SkippedImages:
         Raises:
           DataError: if bad images are not to be skipped, or there are too many.
         """
-        for split, cache in (("train", images.train_store), ("val", images.val_store)):
-            if cache is not None and cache.plan.unreadable:
-                if not images.skip_unreadable:
-                    raise DataError(next(iter(cache.plan.unreadable.values())))
-                yield from self.add(split, cache.plan.unreadable)
+        for split, cache in (("train", images.train_cache), ("val", images.val_cache)):
+            if cache is not None and cache.plan.bad_images:
+                if not images.skip_bad_images:
+                    raise DataError(next(iter(cache.plan.bad_images.values())))
+                yield from self.add(split, cache.plan.bad_images)
 
     def save(self) -> dict[str, dict[int, str]]:
         """What a checkpoint records of them."""

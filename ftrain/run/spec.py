@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from ftrain.data.augment import Augmentation
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run.settings import LossName, OptimizerName, ScheduleName, Settings
@@ -113,7 +113,7 @@ class RunSpec:
             augmentation=Augmentation(
                 crop_scale=decided("crop_scale", settings.crop_scale),
                 crop_ratio=settings.crop_ratio,
-                mirror=settings.flip,
+                flip=settings.flip,
                 policy=settings.auto_augment,
                 jitter=settings.color_jitter,
                 erasing=settings.random_erasing,
@@ -180,5 +180,5 @@ class RunSpec:
             eval_batch_size=self.eval_batch_size,
             image_size=self.image_size,
             augmentation=self.augmentation,
-            skip_unreadable=self.skip_bad_images,
+            skip_bad_images=self.skip_bad_images,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import torch
 
-from ftrain.data.batches import Images
+from ftrain.data.images import Images
 from ftrain.disk import checkpoint
 from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import SettingsError

@@ -59,8 +59,8 @@ def lines_of(run):
 def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
     run, spec, images = begin(data, tmp_path / "run", epochs=1)
     events = [event for event in fit(run, spec, images) if not isinstance(event, kinds.Logged | Caching)]
-    kinds = [type(event).__name__ for event in events]
-    assert kinds == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
+    names = [type(event).__name__ for event in events]
+    assert names == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
     assert (len(events[0].spec.classes), events[0].spec.train_examples, events[0].val_examples) == (2, 10, 4)
     assert (events[0].step, events[0].spec.steps_per_epoch, events[0].spec.total_steps) == (0, 3, 3)
     assert [event.step for event in events[1:4]] == [1, 2, 3]
@@ -154,8 +154,7 @@ def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_pa
     list(fit(run, spec, images))
     restored = inference.restore(run, spec)
     results = [
-        to_end(inference.evaluation(restored, attrs.evolve(images, eval_batch_size=size)))
-        for size in (1, 3, 4, 64)
+        to_end(inference.evaluation(restored, attrs.evolve(images, eval_batch_size=size))) for size in (1, 3, 4, 64)
     ]
     assert [result.metrics["count"] for result in results] == [4, 4, 4, 4]
     assert all(torch.equal(result.confusion, results[0].confusion) for result in results)

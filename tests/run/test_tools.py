@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import ftrain.run.export
 from ftrain import models
-from ftrain.data.batches import val_pixels
+from ftrain.data.pixels import val_pixels
 from ftrain.disk import checkpoint
 from ftrain.errors import ExportError
 from ftrain.run import folder as runs
