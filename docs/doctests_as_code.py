@@ -5,7 +5,9 @@ from typing import Any
 
 import griffe
 
-DOCTEST = re.compile(r"^(?P<indent>[ ]*)>>>.*\n?(?:[ ]*\S.*\n?)*", re.MULTILINE)
+DOCTEST = re.compile(
+    r"^(?P<indent>[ ]*)>>>.*\n?(?:[ ]*\S.*\n?)*", re.MULTILINE
+)
 
 
 class DoctestsAsCode(griffe.Extension):
@@ -13,9 +15,13 @@ class DoctestsAsCode(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = DOCTEST.sub(_fenced, obj.docstring.value)
+            obj.docstring.value = DOCTEST.sub(
+                _fenced, obj.docstring.value
+            )
 
 
 def _fenced(doctest: re.Match[str]) -> str:
     indent = doctest["indent"]
-    return f"{indent}```pycon\n{doctest[0].rstrip()}\n{indent}```\n"
+    return (
+        f"{indent}```pycon\n{doctest[0].rstrip()}\n{indent}```\n"
+    )
