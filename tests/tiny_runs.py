@@ -87,7 +87,7 @@ def spec(**changes):
 
 
 def start_or_resume(folder, **changes):
-    """The run in a folder, its spec and its images, as `ftrain fit --resume auto` opens them. The folder must be locked."""
+    """The run in a folder, its spec and its images, as `ftrain fit --resume auto` opens them. Lock the folder first."""
     wanted, batches = spec(**changes), images()
     if run_folder.is_started(folder):
         return provenance.resumed_run(run_folder.read(folder), wanted, batches, ["ftrain"]), wanted, batches

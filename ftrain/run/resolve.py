@@ -254,7 +254,7 @@ def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int
                 raise
     if not sizes:
         raise DataError(
-            f"none of {min(HEADERS, len(source))} images could be read; the first of them is {shown(source.image_name(0))}"
+            f"none of {min(HEADERS, len(source))} images can be read; the first is {shown(source.image_name(0))}"
         )
     return np.array(sizes)
 
