@@ -11,16 +11,17 @@ from signal_runs import make_images
 from typer.testing import CliRunner
 
 from ftrain.errors import DataError, TrainingError
-from ftrain.run import bench, prepare
-from ftrain.run.bench import Measuring, Memory, Report, Sample
-from ftrain.run.settings import Settings
+from ftrain.run import bench, candidate
+from ftrain.run.bench import Measuring, Report
+from ftrain.run.candidate import Candidate, Memory, Sample
+from ftrain.run.custom import Custom
 
 MEMORY = Memory(fixed=1_000, per_image=100, free=10_000)
 
 
 def report(**changes):
-    settings = Settings(batch_size=4, workers=0, device="cpu", cache="none")
-    values = {"settings": settings, "step": 100.0, "others": {}, "decoding": 900.0, "cached": None, "both": 95.0}
+    spec = tiny_runs.spec(batch_size=4)
+    values = {"spec": spec, "step": 100.0, "alternatives": {}, "decoding": 900.0, "cached": None, "both": 95.0}
     return Report(**{**values, "compiling": None, "memory": MEMORY, "peak": None, **changes})
 
 
@@ -47,26 +48,29 @@ def test_what_limits(changes, limit):
 
 def test_what_to_change():
     assert report().advice == []
-    others = {"--a": 1.04, "--b": 1.2, "--c": 1.5, "--d": "no such kernel"}
-    assert report(others=others).advice == ["--c makes the step 1.50 x as fast", "--b makes the step 1.20 x as fast"]
+    found = {"a=1": 1.04, "b=2": 1.2, "c=3": 1.5, "d=4": "no such kernel"}
+    assert report(alternatives=found).advice == [
+        "`c=3` makes the step 1.50 x as fast",
+        "`b=2` makes the step 1.20 x as fast",
+    ]
     slow = report(decoding=80.0, both=70.0).advice
     assert slow == [
-        "--cache ram, or disk, may help: it keeps decoded images",
-        f"--workers {os.cpu_count()}, one per core, may help",
+        "`cache=ram` or `cache=disk` may help, because it keeps decoded images",
+        f"`workers={os.cpu_count()}`, one per core, may help",
     ]
-    most = attrs.evolve(report().settings, workers=os.cpu_count(), cache="ram")
-    assert report(settings=most, cached=80.0, both=70.0).advice == []
-    on_gpu = attrs.evolve(report().settings, device="cuda")
-    assert report(settings=on_gpu).advice == ["--batch-size 64 may fit, and larger batches keep a GPU busier"]
+    most = attrs.evolve(report().spec, workers=os.cpu_count(), cache="ram")
+    assert report(spec=most, cached=80.0, both=70.0).advice == []
+    on_gpu = attrs.evolve(report().spec, device="cuda")
+    assert report(spec=on_gpu).advice == ["`batch_size=64` may fit, and larger batches use a GPU better"]
 
 
-def test_the_other_ways_to_take_a_step():
-    settings = Settings(device="cpu", precision="float32", memory_format="contiguous", compile=False)
-    assert list(bench.alternatives(settings)) == ["--memory-format channels_last", "--precision bfloat16"]
-    on_gpu = attrs.evolve(settings, device="cuda:1", compile=True, deterministic=True)
+def test_the_alternatives_to_a_step():
+    spec = tiny_runs.spec()
+    assert list(bench.alternatives(spec)) == ["memory_format=channels_last", "precision=bfloat16"]
+    on_gpu = attrs.evolve(spec, device="cuda:1", compile=True, deterministic=True)
     found = bench.alternatives(on_gpu)
-    assert list(found) == ["--no-compile", "--no-deterministic"]
-    assert found["--no-compile"] == attrs.evolve(on_gpu, compile=False)
+    assert list(found) == ["compile=False", "deterministic=False"]
+    assert found["compile=False"] == attrs.evolve(on_gpu, compile=False)
 
 
 def test_a_sample_is_spread_over_the_source():
@@ -74,14 +78,14 @@ def test_a_sample_is_spread_over_the_source():
     sample = Sample.of(source, 4)
     assert sample.positions.tolist() == [0, 4, 8, 12]
     assert sample.labels.tolist() == [0, 0, 0, 0]
-    assert (len(sample), sample.name(1), sample.classes) == (4, "array[4]", ("even", "odd"))
+    assert (len(sample), sample.image_name(1), sample.classes) == (4, "array[4]", ("even", "odd"))
     assert len(Sample.of(source, 50)) == 13
     assert len({source.fingerprint, sample.fingerprint, Sample.of(source, 5).fingerprint}) == 3
 
 
 def test_the_memory_of_a_step_is_what_autograd_keeps():
     with tiny_runs.tiny_network():
-        found = bench._memory(tiny_runs.settings(), 2)
+        found = candidate.memory_of_step(tiny_runs.spec(), Custom())
     weights, running = 4 * 3 * 3 * 3 + 4 + 4 + 4 + 2 * 36 + 2, 4 + 4
     # Weights, gradients and two moments in float32; the running statistics; three int64 counters and two of the key's.
     assert found.fixed == 4 * (4 * weights + running) + 8 * 4
@@ -92,17 +96,16 @@ def test_the_memory_of_a_step_is_what_autograd_keeps():
 
 @pytest.mark.parametrize("changes", [{}, {"cache": "ram"}])
 def test_a_report(changes):
-    settings = tiny_runs.settings(**changes)
     with tiny_runs.tiny_network():
-        events = list(bench.bench(settings, tiny_runs.images(), seconds=0.02))
+        events = list(bench.bench(tiny_runs.spec(**changes), tiny_runs.images(), seconds=0.02))
     found = events[-1]
     titles = [event.what for event in events if isinstance(event, Measuring)]
     with_cache = ["the input pipeline with a cache"] if changes else []
     assert titles == [
         "memory",
         "the step",
-        "the step with --memory-format channels_last",
-        "the step with --precision bfloat16",
+        "the step with `memory_format=channels_last`",
+        "the step with `precision=bfloat16`",
         "the input pipeline",
         *with_cache,
         "both together",
@@ -110,45 +113,46 @@ def test_a_report(changes):
     assert min(found.step, found.decoding, found.both, found.memory.free) > 0
     assert (found.cached is not None) == bool(changes)
     assert found.compiling is None
-    assert list(found.others) == ["--memory-format channels_last", "--precision bfloat16"]
-    assert all(gain > 0 for gain in found.others.values())
+    assert list(found.alternatives) == ["memory_format=channels_last", "precision=bfloat16"]
+    assert all(gain > 0 for gain in found.alternatives.values())
 
 
 def test_an_option_that_cannot_be_measured_leaves_the_others(monkeypatch):
-    compare, calls = bench._compare, []
+    speed_of, calls = Candidate.speed_of, []
 
-    def failing(way, other, seconds):
-        calls.append(other.settings)
+    def failing(candidate, other, seconds):
+        calls.append(other.spec)
         if len(calls) == 1:
-            raise RuntimeError("no such kernel\nat length")
-        return compare(way, other, seconds)
+            raise RuntimeError("no such kernel\nand more")
+        return speed_of(candidate, other, seconds)
 
-    monkeypatch.setattr(bench, "_compare", failing)
+    monkeypatch.setattr(Candidate, "speed_of", failing)
     with tiny_runs.tiny_network():
-        *_, found = bench.bench(tiny_runs.settings(), tiny_runs.images(), seconds=0.02)
-    assert found.others["--memory-format channels_last"] == "no such kernel"
-    assert not isinstance(found.others["--precision bfloat16"], str)
+        *_, found = bench.bench(tiny_runs.spec(), tiny_runs.images(), seconds=0.02)
+    assert found.alternatives["memory_format=channels_last"] == "no such kernel"
+    assert not isinstance(found.alternatives["precision=bfloat16"], str)
 
 
-def test_a_cache_that_has_no_room_is_left_out(monkeypatch):
+def test_a_cache_without_room_is_not_measured(monkeypatch):
     def full(*_, **__):
         raise DataError("no room")
         yield
 
-    monkeypatch.setattr(bench, "keep", full)
+    monkeypatch.setattr(bench, "build_cache", full)
     with tiny_runs.tiny_network():
-        *_, found = bench.bench(tiny_runs.settings(cache="ram"), tiny_runs.images(), seconds=0.02)
+        *_, found = bench.bench(tiny_runs.spec(cache="ram"), tiny_runs.images(), seconds=0.02)
     assert found.cached is None
     assert found.both > 0
 
 
-def test_memory_that_runs_out_is_said(monkeypatch):
+def test_memory_that_runs_out_is_reported(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(prepare, "steps", full)
-    with tiny_runs.tiny_network(), pytest.raises(TrainingError, match="smaller --batch-size"):
-        list(bench.bench(tiny_runs.settings(), tiny_runs.images(), seconds=0.02))
+    monkeypatch.setattr(Candidate, "seconds", full)
+    expected = r"^memory ran out at `batch_size=3`; use `batch_size=1`\. The original message: CUDA out of memory"
+    with tiny_runs.tiny_network(), pytest.raises(TrainingError, match=expected):
+        list(bench.bench(tiny_runs.spec(), tiny_runs.images(), seconds=0.02))
 
 
 def test_the_command(tmp_path):

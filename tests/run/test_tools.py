@@ -1,4 +1,4 @@
-"""What looks at runs and makes something of them: export, replay and verify-resume."""
+"""Export, replay and verify-resume."""
 
 import json
 import shutil
@@ -19,8 +19,10 @@ from ftrain import models
 from ftrain.data.pixels import val_pixels
 from ftrain.disk import checkpoint
 from ftrain.errors import ExportError
-from ftrain.run import folder as runs
-from ftrain.run import inference, prepare, replay, verify
+from ftrain.run import folder as run_folder
+from ftrain.run import inference, replay, verify
+from ftrain.run.api import open_run
+from ftrain.run.build import build
 
 MODEL = "shufflenet_v2_x0_5"
 
@@ -47,24 +49,22 @@ def run(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(run):
-    """Validation images uint8 [5, 3, 32, 32] and the logits that the run gives them."""
-    opened = runs.open_run(run)
-    val = prepare.sources(opened.settings)[1]
-    images = prepare.images(opened.settings, val, val)
-    state, net, *_ = inference.restore(opened)
+def predictions(run):
+    """Validation images uint8 [5, 3, 32, 32] and the logits of the run."""
+    opened = open_run(run, device="cpu")
+    images, state = opened.images(), opened.restored().state
     pixels = torch.stack([val_pixels(images, position) for position in range(5)])
-    return pixels, net.apply(state.params, state.buffers, pixels, train=False)[0]
+    return pixels, opened.apply(state.params, state.buffers, pixels, train=False)[0]
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_onnx(run, answers, count, tmp_path):
+def test_onnx(run, predictions, count, tmp_path):
     target = tmp_path / "model.onnx"
     result = ftrain_command("export", run, "--format", "onnx", "--out", target)
     assert result.exit_code == 0, result.output
-    assert "on 5 validation images its logits are those of the run" in result.output
+    assert "on 5 validation images its logits equal those of the run to " in result.output
     session = onnxruntime.InferenceSession(target)
-    pixels, logits = answers
+    pixels, logits = predictions
     found = session.run(["logits"], {"images": pixels[:count].numpy()})[0]
     assert np.allclose(found, logits[:count].numpy(), atol=1e-4)
     facts = session.get_modelmeta().custom_metadata_map
@@ -72,25 +72,25 @@ def test_onnx(run, answers, count, tmp_path):
     assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
 
 
-def test_torch_export(run, answers, tmp_path):
+def test_torch_export(run, predictions, tmp_path):
     target = tmp_path / "model.pt2"
     assert ftrain_command("export", run, "--format", "torch-export", "--out", target).exit_code == 0
     facts = {"classes.txt": "", "std.txt": "", "model.txt": ""}
     program = torch.export.load(target, extra_files=facts)
-    pixels, logits = answers
+    pixels, logits = predictions
     assert torch.allclose(program.module()(pixels), logits, atol=1e-5)
     assert json.loads(facts["classes.txt"]) == ["even", "odd"]
     assert json.loads(facts["std.txt"]) == [0.229, 0.224, 0.225]
     assert facts["model.txt"] == MODEL
 
 
-def test_safetensors_loads_into_torchvisions_model(run, answers):
+def test_safetensors_loads_into_torchvisions_model(run, predictions):
     result = ftrain_command("export", run)
     assert result.exit_code == 0, result.output
     target = run / "export" / f"{MODEL}.safetensors"
     module = models.build(MODEL, classes=2, image_size=32, seed=9).eval()
     module.load_state_dict(safetensors.torch.load_file(target))
-    pixels, logits = answers
+    pixels, logits = predictions
     mean, std = torch.tensor([0.4, 0.5, 0.6]).reshape(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
     assert torch.allclose(module((pixels / 255 - mean) / std), logits, atol=1e-4)
     with safetensors.safe_open(target, framework="pt") as file:
@@ -99,7 +99,7 @@ def test_safetensors_loads_into_torchvisions_model(run, answers):
     assert facts["input"] == "float RGB images [batch, 3, height, width]: (pixel / 255 - mean) / std"
 
 
-def test_an_export_whose_answers_differ_gets_no_name(run, tmp_path, monkeypatch):
+def test_an_export_whose_logits_differ_is_not_written(run, tmp_path, monkeypatch):
     wrong = lambda run, path: lambda images: torch.ones(len(images), 2)  # noqa: E731
     monkeypatch.setitem(ftrain.run.export._READERS, "safetensors", wrong)
     result = ftrain_command("export", run, "--out", tmp_path / "model.safetensors")
@@ -108,13 +108,15 @@ def test_an_export_whose_answers_differ_gets_no_name(run, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_cannot_be_is_said(run, tmp_path, monkeypatch):
-    with pytest.raises(ExportError, match=r"needs no_such_package; .*pip install 'ftrain\[onnx\]'"):
+def test_an_export_that_is_impossible_is_reported(run, tmp_path, monkeypatch):
+    with pytest.raises(
+        ExportError, match=r"^`format=onnx` needs no_such_package; install ftrain with `pip install '\.\[onnx\]'`$"
+    ):
         ftrain.run.export._needed("no_such_package", "torch")
     (tmp_path / "there").write_text("precious")
     for arguments, message in (
-        (["--out", tmp_path / "there"], "is there already"),
-        (["--format", "pickle"], "--format takes one of safetensors, onnx, torch-export; got 'pickle'"),
+        (["--out", tmp_path / "there"], "already exists"),
+        (["--format", "pickle"], "--format must be one of safetensors, onnx, torch-export; got 'pickle'"),
     ):
         result = ftrain_command("export", run, *arguments)
         assert result.exit_code == 2
@@ -123,7 +125,7 @@ def test_an_export_that_cannot_be_is_said(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_a_step_is_taken_again_with_the_same_numbers(run, data, step):
+def test_a_replayed_step_has_the_same_numbers(run, data, step):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     line = next(line for line in lines if line["kind"] == "step" and line["step"] == step)
     result = ftrain_command("replay", run, "--step", step)
@@ -136,17 +138,33 @@ def test_a_step_is_taken_again_with_the_same_numbers(run, data, step):
         assert picture.size[0] > 4 * 100
 
 
-def test_a_replayed_step_says_the_gradient_of_every_layer(tmp_path, monkeypatch):
-    from tiny_runs import images, tiny_network
+def test_a_replayed_step_has_the_gradient_of_every_layer(tmp_path):
+    from tiny_runs import images, spec, tiny_network
 
     folder = tmp_path / "run"
     train(folder)
     with tiny_network():
-        *_, found = replay.replay(runs.open_run(folder), images(), 5)
+        *_, found = replay.replay(run_folder.read(folder), spec(), images(), 5)
     assert list(found.gradients) == ["0", "1", "5"]
     total = sum(norm**2 for norm in found.gradients.values()) ** 0.5
     assert total == pytest.approx(found.metrics["grad_norm"], rel=1e-5)
     assert len(found.names) == 3
+
+
+def test_a_replayed_step_of_an_accumulated_batch_is_that_of_the_run(tmp_path):
+    from tiny_runs import images, spec, tiny_network
+
+    folder = tmp_path / "run"
+    train(folder, accumulate=3, log_every=1)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if line["kind"] == "step" and line["step"] == 6)
+    with tiny_network():
+        *_, found = replay.replay(run_folder.read(folder), spec(accumulate=3, log_every=1), images(), 6)
+        *_, whole = replay.replay(run_folder.read(folder), spec(log_every=1), images(), 6)
+    assert [found.metrics[name] for name in ("loss", "grad_norm", "lr")] == [
+        line[n] for n in ("loss", "grad_norm", "lr")
+    ]
+    assert whole.metrics["grad_norm"] != line["grad_norm"]  # dropout and BatchNorm see the parts
 
 
 def test_damage_is_named_and_another_checkpoint_is_used(run, tmp_path):
@@ -167,33 +185,34 @@ def test_damage_is_named_and_another_checkpoint_is_used(run, tmp_path):
 def test_the_best_checkpoint_comes_first_and_damage_in_it_is_named(run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    best = inference.restore(runs.open_run(folder)).folder
+    opened = run_folder.read(folder)
+    best = inference.restore(opened, opened.spec).checkpoint
     (best / "manifest.json").write_bytes(b"")
-    restored = inference.restore(runs.open_run(folder))
-    assert restored.folder != best
+    restored = inference.restore(opened, opened.spec)
+    assert restored.checkpoint != best
     assert len(restored.damaged) == 1 and best.name in restored.damaged[0]
 
 
 def test_a_step_that_a_run_does_not_have(run):
     result = ftrain_command("replay", run, "--step", 99)
     assert result.exit_code == 2
-    assert "--step takes a step of " in result.output and "from 1 to 6; got 99" in result.output
+    assert "--step must be a training step of " in result.output and "from 1 to 6; got 99" in result.output
 
 
 @pytest.mark.slow
-def test_verify_resume_says_that_a_run_is_bit_exact(data):
+def test_verify_resume_reports_that_a_run_is_bit_exact(data):
     options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--device", "cpu", "--workers", 0]
     result = ftrain_command("verify-resume", "--data", data, *options, "--steps", 4)
     assert result.exit_code == 0, result.output
-    said = f"bit-exact: {MODEL}, 32 px, batch 4, float32, cpu, 4 steps: all 680 tensors are the same bits"
-    assert said in result.output
+    expected = f"bit-exact: {MODEL}, 32 px, batch 4, float32, cpu, 4 steps: all 680 tensors have the same bits"
+    assert expected in result.output
 
 
 def test_verify_resume_names_the_tensor_that_differs_first(data, tmp_path, monkeypatch):
     for name, lr in (("whole", 0.01), ("stopped", 0.01000001)):
         train(tmp_path / name, lr=lr)
 
-    def compared(settings, images, *, steps):
+    def compared(spec, images, *, steps):
         last = [checkpoint.find(tmp_path / name / "checkpoints")[-1] for name in ("whole", "stopped")]
         yield verify.Part("without a stop", 0, 6)
         yield verify.compare(*last, names)
@@ -202,13 +221,13 @@ def test_verify_resume_names_the_tensor_that_differs_first(data, tmp_path, monke
     monkeypatch.setattr(verify, "verify_resume", compared)
     result = ftrain_command("verify-resume", "--data", data, "--model", MODEL, "--device", "cpu", "--batch-size", 4)
     assert result.exit_code == 1
-    assert ": params/0.weight differs first, by up to " in result.output
+    assert "tensors differ; the first is params/0.weight, by up to " in result.output
     last = checkpoint.find(tmp_path / "whole" / "checkpoints")[-1]
     assert verify.compare(last, last, names) == verify.Verdict(len(names), {})
 
 
 def state_of(folder):
-    from tiny_runs import tiny_network
+    from tiny_runs import spec, tiny_network
 
     with tiny_network():
-        return inference.restore(runs.open_run(folder))[0]
+        return build(spec()).init()
