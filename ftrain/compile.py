@@ -91,9 +91,7 @@ def _compiled_donating(step: Callable[[Any, Any], Any], options: dict[str, Any])
         new_state, metrics = step(state, batch)
         leaves, structure = pytree.tree_flatten(state)
         new_leaves, new_structure = pytree.tree_flatten(new_state)
-        assert new_structure == structure, (
-            f"the structure of a donated state changed from {structure} to {new_structure}"
-        )
+        assert new_structure == structure, f"a step changed the structure of its state: {structure}, {new_structure}"
         pairs = zip(leaves, new_leaves, strict=True)
         # A new leaf may be the memory of another old leaf, so all are computed before any is written. A clone would
         # say so, but inductor before torch 2.15 drops clones of inputs that it writes into later. A condition that the

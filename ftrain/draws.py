@@ -1,7 +1,7 @@
 """The random operations of a network, drawn from a key instead of torch's global generators.
 
-A forward pass runs inside `keyed_draws(key)`. Its n-th draw uses `fold_in(key, n)`, so a draw depends only on the key and
-on its position in the network.
+A forward pass runs inside `keyed_draws(key)`. Its n-th draw uses `fold_in(key, n)`, so a draw depends only on the key
+and on its position in the network.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def functionalize(module: torch.nn.Module) -> Functional:
             outputs = functional_call(skeletons[train], tensors, inputs, tie_weights=tied)
         return outputs, {name: tensors[name] for name in buffers}
 
-    param_names, buffer_names = params.keys(), {**buffers, **frozen}.keys()
+    # Sets of names, not views of the dicts, which would keep the tensors of the module alive.
+    param_names, buffer_names = frozenset(params), frozenset([*buffers, *frozen])
     return Functional(apply, _copies(params), _copies({**buffers, **frozen}))
 
 
@@ -136,8 +137,8 @@ def normalized(
     std: tuple[float, ...],
     memory_format: torch.memory_format | None = None,
 ) -> Apply:
-    """`apply` for images from 0 to 255: (image / 255 - mean) / std per channel, in the dtype of the parameters, followed
-    by the network.
+    """`apply` for images from 0 to 255: computes (image / 255 - mean) / std per channel, in the dtype of the
+    parameters, and then the network.
 
     Args:
       apply: a network for float images [B, C, H, W], from `functionalize`.

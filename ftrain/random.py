@@ -54,31 +54,41 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Int64[Tensor,
 
     Args:
       seed: an integer in [0, 2**64).
-      device: where the key lives; torch's default device if None.
+      device: the device of the key; torch's default device if None.
 
     Raises:
       ValueError: for a seed outside that range.
+
+    >>> key(2**32 + 5)
+    tensor([1, 5])
     """
     if not 0 <= seed < 2**64:
-        raise ValueError(f"a seed is an integer from 0 to 2**64 - 1; got {seed}")
+        raise ValueError(f"`seed` must be an integer from 0 to 2**64 - 1; got {seed}")
     return torch.tensor([seed >> 32, seed & _WORD], dtype=torch.int64, device=device)
 
 
 def split(key: Int64[Tensor, "2"], num: int = 2) -> Int64[Tensor, "num 2"]:
-    """`num` new keys, independent of each other and of every draw from `key`'s other children."""
+    """`num` new keys, independent of each other. They are fold_in(key, 0), fold_in(key, 1), ...
+
+    >>> split(key(0)).shape
+    torch.Size([2, 2])
+    """
     return fold_in(key, torch.arange(num, device=key.device))
 
 
 def fold_in(key: Int64[Tensor, "2"], data: int | Int64[Tensor, "*n"]) -> Int64[Tensor, "*n 2"]:
-    """The key for the use of `key` that `data` numbers: a step, an epoch, the index of an example.
+    """A new key for the purpose that `data` numbers: a step, an epoch, the index of an example.
 
     Args:
-      key: the key to derive from.
-      data: an integer in [0, 2**32), or a tensor of them, which gives as many keys.
+      key: the key to derive the new one from.
+      data: an integer in [0, 2**32), or a tensor of them, which gives a key for each.
+
+    >>> fold_in(key(0), torch.arange(3)).shape
+    torch.Size([3, 2])
     """
     is_one = isinstance(data, int) or (data.ndim == 0 and data.device.type == "cpu")
     if is_one and key.ndim == 1 and key.device.type == "cpu" and not tracing(key):
-        # Plain integers take a tenth of the time of as many tensors of one element.
+        # Python integers take a tenth of the time of tensors with one element.
         k0, k1, number = *key.tolist(), int(data)
         return torch.tensor(_threefry(k0, k1, number >> 32 & _WORD, number & _WORD), dtype=torch.int64)
     if isinstance(data, int):
@@ -87,7 +97,11 @@ def fold_in(key: Int64[Tensor, "2"], data: int | Int64[Tensor, "*n"]) -> Int64[T
 
 
 def bits(key: Int64[Tensor, "2"], shape: Sequence[int] = ()) -> Int64[Tensor, "..."]:
-    """Integers uniform in [0, 2**32), as int64 because torch's uint32 has little arithmetic."""
+    """Integers uniform in [0, 2**32), as int64 because torch's uint32 has little arithmetic.
+
+    >>> bits(key(0)).item()  # as jax.random.bits gives
+    4070199207
+    """
     high, low = _draw(key, shape)
     return high ^ low
 
@@ -103,6 +117,9 @@ def uniform(
 
     Raises:
       TypeError: for a dtype other than float32 and float64. Draw in float32 and convert for the smaller ones.
+
+    >>> uniform(key(0), (2, 3), minval=-1.0).shape
+    torch.Size([2, 3])
     """
     if dtype == torch.float64:
         high, low = _draw(key, shape)
@@ -110,12 +127,12 @@ def uniform(
     elif dtype == torch.float32:
         unit = (bits(key, shape) >> 9).to(dtype) * 2.0**-23
     else:
-        raise TypeError(f"uniform draws float32 or float64; got {dtype}")
+        raise TypeError(f"`dtype` must be torch.float32 or torch.float64; got {dtype}")
     if (minval, maxval) == (0.0, 1.0):
         return unit
     # Scaled in float64 and rounded once, as by the fused multiply-add that XLA uses.
     span = torch.full((), maxval - minval, dtype=dtype, device=unit.device)
-    scaled = unit.to(_wide(unit)) * span + minval
+    scaled = unit.to(_accumulation_dtype(unit)) * span + minval
     return torch.clamp_min(scaled.to(dtype), minval)
 
 
@@ -126,7 +143,10 @@ def normal(
 
     In float32 the inverse error function is the polynomial of Giles, "Approximating the erfinv function" (2012), which
     XLA uses too, so the values are those of `jax.random.normal` to 2 units in the last place. In float64 it is torch's,
-    within 2 units of the true value, from which XLA's strays by up to 24.
+    within 2 units of the true value, while XLA's is off by up to 24.
+
+    >>> normal(key(0), (2, 3)).shape
+    torch.Size([2, 3])
     """
     draw = uniform(key, shape, dtype, -1.0 + torch.finfo(dtype).eps / 2, 1.0)
     return math.sqrt(2.0) * (torch.erfinv(draw) if dtype == torch.float64 else _giles_erfinv(draw))
@@ -135,11 +155,12 @@ def normal(
 def beta(
     key: Int64[Tensor, "2"], a: float, b: float, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "..."]:
-    """Floats in [0, 1] of the beta distribution; not the bits of `jax.random.beta`.
+    """Floats in [0, 1] from the beta distribution; not the bits of `jax.random.beta`.
 
-    x / (x + y) of two gamma draws, by their logarithms, which do not underflow where a or b is small. A gamma draw is
-    the first accepted of 8 candidates (Marsaglia and Tsang, A simple method for generating gamma variables, 2000). That
-    none is accepted has a probability below 3e-11; the draw then is what a candidate of the normal 0 would give.
+    The draw is x / (x + y) of two gamma draws, computed from their logarithms, which do not underflow if a or b is
+    small. A gamma draw is the first accepted of 8 candidates (Marsaglia and Tsang, A simple method for generating gamma
+    variables, 2000). With a probability below 3e-11 none is accepted; the draw is then that of a candidate whose normal
+    deviate is 0.
 
     Args:
       a, b: positive.
@@ -147,20 +168,28 @@ def beta(
 
     Raises:
       ValueError: unless a and b are positive.
+
+    >>> draws = beta(key(0), 2.0, 6.0, (1000,))
+    >>> abs(draws.mean().item() - 0.25) < 0.02
+    True
     """
     if not (a > 0.0 and b > 0.0):
-        raise ValueError(f"beta needs positive a and b; got {a} and {b}")
-    # One draw for everything, because each adds some 170 operations to a graph.
+        raise ValueError(f"`a` and `b` must be positive; got {a} and {b}")
+    # One draw for everything, because each draw adds about 170 operations to a graph.
     draws = uniform(key, (2, 2 * _CANDIDATES + 1, *shape), dtype)
-    # Wide, so that rounding hardly ever decides which candidate is accepted; and at no end of the interval.
-    draws = draws.to(_wide(draws)) + torch.finfo(dtype).eps / 2
+    # In float64, so that rounding hardly ever decides which candidate is accepted, and never exactly 0 or 1.
+    draws = draws.to(_accumulation_dtype(draws)) + torch.finfo(dtype).eps / 2
     return torch.sigmoid(_log_gamma(draws[0], a) - _log_gamma(draws[1], b)).to(dtype)
 
 
 def bernoulli(
     key: Int64[Tensor, "2"], p: float | Float[Tensor, "..."] = 0.5, shape: Sequence[int] | None = None
 ) -> Bool[Tensor, "..."]:
-    """True with probability `p`, in [0, 1]; a tensor `p` must broadcast to `shape`, which is that of `p` if None."""
+    """True with probability `p`, in [0, 1]; a tensor `p` must broadcast to `shape`, whose default is the shape of `p`.
+
+    >>> bernoulli(key(0), torch.tensor([0.0, 1.0])).tolist()
+    [False, True]
+    """
     if shape is None:
         shape = p.shape if isinstance(p, Tensor) else ()
     return uniform(key, shape) < p
@@ -171,9 +200,14 @@ def randint(key: Int64[Tensor, "2"], shape: Sequence[int], minval: int, maxval: 
 
     Raises:
       ValueError: unless -2**31 <= minval < maxval <= 2**31 - 1.
+
+    >>> bool((randint(key(0), (100,), 3, 6) >= 3).all())
+    True
     """
     if not -(2**31) <= minval < maxval <= 2**31 - 1:
-        raise ValueError(f"randint needs -2**31 <= minval < maxval <= 2**31 - 1; got {minval} and {maxval}")
+        raise ValueError(
+            f"`minval` and `maxval` must satisfy -2**31 <= minval < maxval <= 2**31 - 1; got {minval} and {maxval}"
+        )
     span = maxval - minval
     high_key, low_key = split(key)
     wrap = (2**16 % span) ** 2 % 2**32 % span  # as JAX computes 2**32 % span in 32-bit words
@@ -186,6 +220,9 @@ def permutation(key: Int64[Tensor, "2"], n: int) -> Int64[Tensor, "n"]:
 
     Two rounds are enough up to about 1.6 million (the chance that a pair of elements ties in every round is
     negligible).
+
+    >>> sorted(permutation(key(0), 5).tolist())
+    [0, 1, 2, 3, 4]
     """
     order = torch.arange(n, device=key.device)
     for _ in range(math.ceil(3 * math.log(max(1, n)) / math.log(_WORD))):
@@ -195,13 +232,13 @@ def permutation(key: Int64[Tensor, "2"], n: int) -> Int64[Tensor, "n"]:
 
 
 def _draw(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Two 32-bit words for each position of `shape`."""
+    """Two 32-bit words for each element of `shape`."""
     position = torch.arange(math.prod(shape), device=key.device).reshape(tuple(shape))
     return _threefry(key[..., 0], key[..., 1], position >> 32, position & _WORD)
 
 
 def _threefry(k0: Words, k1: Words, x0: Words, x1: Words) -> tuple[Words, Words]:
-    """Threefry-2x32 with 20 rounds, on 32-bit words held in int64, or in Python's integers."""
+    """Threefry-2x32 with 20 rounds, on 32-bit words in int64 tensors or Python integers."""
     schedule = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
     x0 = x0 + k0 & _WORD
     x1 = x1 + k1 & _WORD
@@ -215,13 +252,17 @@ def _threefry(k0: Words, k1: Words, x0: Words, x1: Words) -> tuple[Words, Words]
 
 
 def _log_gamma(draws: Tensor, a: float) -> Tensor:
-    """The logarithm of a draw of the gamma distribution with the shape parameter `a`, from uniform numbers in (0, 1)
-    along the first dimension: one, a place for each candidate, and a height for each."""
+    """The logarithm of a draw from the gamma distribution with the shape parameter `a`.
+
+    Args:
+      draws: uniform numbers in (0, 1), [1 + 2 candidates, ...]: one for the whole draw, then a deviate for each
+        candidate, then a height for each.
+    """
     d = (a if a >= 1.0 else a + 1.0) - 1.0 / 3.0
-    place, height = draws[1 : 1 + _CANDIDATES], draws[1 + _CANDIDATES :]
-    x = math.sqrt(2.0) * torch.erfinv(2.0 * place - 1.0)
+    deviate, height = draws[1 : 1 + _CANDIDATES], draws[1 + _CANDIDATES :]
+    x = math.sqrt(2.0) * torch.erfinv(2.0 * deviate - 1.0)
     root = 1.0 + x / math.sqrt(9.0 * d)
-    log_v = 3.0 * torch.log(root)  # nan for a negative root, which is then not accepted
+    log_v = 3.0 * torch.log(root)  # nan for a negative root, which is therefore rejected
     accepted = torch.log(height) < 0.5 * x.square() + d * (1.0 - root**3 + log_v)
     first = accepted & (accepted.cumsum(dim=0) == 1)
     log_draw = math.log(d) + torch.where(first, log_v, 0.0).sum(dim=0)
@@ -231,7 +272,7 @@ def _log_gamma(draws: Tensor, a: float) -> Tensor:
 def _giles_erfinv(x: Tensor) -> Tensor:
     """The inverse error function of float32 values in (-1, 1): the logarithm in float32, as in XLA, the rest in
     float64."""
-    w = -torch.log1p(-x * x).to(_wide(x))
+    w = -torch.log1p(-x * x).to(_accumulation_dtype(x))
     centre, tail = torch.zeros_like(w), torch.zeros_like(w)
     for centre_coefficient, tail_coefficient in zip(_GILES_CENTRE, _GILES_TAIL, strict=True):
         centre = centre * (w - 2.5) + centre_coefficient
@@ -239,5 +280,5 @@ def _giles_erfinv(x: Tensor) -> Tensor:
     return (torch.where(w < 5.0, centre, tail) * x).to(x.dtype)
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from the step, a 0-d int tensor, to the rate, a 0-d float tensor.
 
-The rate is float64 (float32 on Apple's GPUs), so that it is exact to what `torch.optim` would be given as a Python
-float. Optimizers convert it to the dtype of each parameter.
+The rate is float64 (float32 on Apple's GPUs), as exact as the Python float that `torch.optim` would be given.
+Optimizers convert it to the dtype of each parameter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Schedule = Callable[[Int[Tensor, ""]], Float[Tensor, ""]]
 
 
 def constant(value: float) -> Schedule:
-    """lr(t) = value.
+    """A constant rate: lr(t) = value.
 
     >>> constant(0.1)(torch.tensor(7)).item()
     0.1
@@ -76,7 +76,7 @@ def warmup_linear(peak: float, *, total_steps: int, warmup_steps: int = 0, floor
 
 
 def step_decay(initial: float, *, every: int, factor: float = 0.1) -> Schedule:
-    """A staircase: lr(t) = initial * factor ** floor(t / every).
+    """A staircase (step decay): lr(t) = initial * factor ** floor(t / every).
 
     Raises:
       ValueError: unless every >= 1 and factor > 0.
@@ -86,11 +86,11 @@ def step_decay(initial: float, *, every: int, factor: float = 0.1) -> Schedule:
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
     if every < 1 or factor <= 0:
-        raise ValueError(f"step_decay needs every >= 1 and factor > 0; got {every} and {factor}")
+        raise ValueError(f"`every` must be >= 1 and `factor` > 0; got {every} and {factor}")
 
     def schedule(step: Int[Tensor, ""]) -> Float[Tensor, ""]:
-        stair = _time(torch.div(step, every, rounding_mode="floor"))
-        return initial * factor**stair
+        decays = _time(torch.div(step, every, rounding_mode="floor"))
+        return initial * factor**decays
 
     return schedule
 
@@ -98,10 +98,10 @@ def step_decay(initial: float, *, every: int, factor: float = 0.1) -> Schedule:
 def _after_warmup(peak: float, total_steps: int, warmup_steps: int, decay: Callable[[Tensor], Tensor]) -> Schedule:
     def schedule(step: Int[Tensor, ""]) -> Float[Tensor, ""]:
         time = _time(step)
-        falling = decay(torch.clamp((time - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0))
+        decayed = decay(torch.clamp((time - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0))
         if warmup_steps == 0:
-            return falling
-        return torch.where(time < warmup_steps, peak * (time + 1.0) / warmup_steps, falling)
+            return decayed
+        return torch.where(time < warmup_steps, peak * (time + 1.0) / warmup_steps, decayed)
 
     return schedule
 
@@ -112,6 +112,6 @@ def _time(step: Tensor) -> Tensor:
 
 def _check(peak: float, total_steps: int, warmup_steps: int, floor: float) -> None:
     if not 0 <= warmup_steps < total_steps:
-        raise ValueError(f"a schedule needs 0 <= warmup_steps < total_steps; got {warmup_steps} and {total_steps}")
+        raise ValueError(f"`warmup_steps` must be >= 0 and < `total_steps`; got {warmup_steps} and {total_steps}")
     if not 0 <= floor <= peak:
-        raise ValueError(f"a schedule needs 0 <= floor <= peak; got {floor} and {peak}")
+        raise ValueError(f"`floor` must be >= 0 and <= `peak`; got {floor} and {peak}")

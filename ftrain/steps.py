@@ -100,7 +100,7 @@ def train_step(
     inputs, labels, weights = _unpack(batch)
     if accumulate < 1 or len(weights) % accumulate:
         raise ValueError(
-            f"`accumulate` must be a positive number that divides the batch of {len(weights)} examples; got {accumulate}"
+            f"`accumulate` must be a positive divisor of the batch size, which is {len(weights)}; got {accumulate}"
         )
     if len(batch) == 3:
         inputs = pytree.tree_map(lambda values: _zeroed_where_ignored(values, weights), inputs)

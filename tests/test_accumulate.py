@@ -90,6 +90,6 @@ def test_a_part_that_is_not_finite_counts_once():
 @pytest.mark.parametrize("count", [0, 5, -1])
 def test_parts_that_are_not_equal_are_rejected(count):
     step, state, batch = parts("linear", ftrain.sgd(0.1))
-    expected = f"`accumulate` must be a positive number that divides the batch of 12 examples; got {count}"
+    expected = f"`accumulate` must be a positive divisor of the batch size, which is 12; got {count}"
     with pytest.raises(ValueError, match=expected):
         step(state, batch, accumulate=count)

@@ -255,11 +255,11 @@ def test_a_partners_pixels_get_their_share_of_the_gradient(name):
 def test_mixes_refuse_what_they_cannot_use(make):
     images, _, weights = batch()
     for alpha in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"alpha must be positive and finite; got {alpha}"):
+        with pytest.raises(ValueError, match=f"`alpha` must be positive and finite; got {alpha}"):
             make(alpha, classes=3)
-    with pytest.raises(ValueError, match="classes must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`classes` must be at least 1; got 0"):
         make(1.0, classes=0)
-    with pytest.raises(ValueError, match="the labels must be probabilities of 3 classes; got 5"):
+    with pytest.raises(ValueError, match="labels that are probabilities must have 3 classes; got 5"):
         make(1.0, classes=3)(ftrain.random.key(0), images, torch.ones(4, 5) / 5, weights)
     with pytest.raises(ValueError, match="either needs at least one mix"):
         either()

@@ -76,7 +76,7 @@ def test_key_holds_the_seed_in_two_words() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_key_refuses_seeds_out_of_range(seed: int) -> None:
-    with pytest.raises(ValueError, match=rf"a seed is an integer from 0 to 2\*\*64 - 1; got {seed}"):
+    with pytest.raises(ValueError, match=rf"`seed` must be an integer from 0 to 2\*\*64 - 1; got {seed}"):
         random.key(seed)
 
 
@@ -180,15 +180,15 @@ def test_uniform_stays_below_its_upper_end() -> None:
 
 
 def test_uniform_refuses_dtypes_it_does_not_draw() -> None:
-    with pytest.raises(TypeError, match=r"uniform draws float32 or float64; got torch\.float16"):
+    with pytest.raises(TypeError, match=r"`dtype` must be torch\.float32 or torch\.float64; got torch\.float16"):
         random.uniform(random.key(0), (2,), torch.float16)
-    with pytest.raises(TypeError, match=r"uniform draws float32 or float64; got torch\.bfloat16"):
+    with pytest.raises(TypeError, match=r"`dtype` must be torch\.float32 or torch\.float64; got torch\.bfloat16"):
         random.normal(random.key(0), (2,), torch.bfloat16)
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
 def test_beta_refuses_parameters_that_are_not_positive(a: float, b: float) -> None:
-    with pytest.raises(ValueError, match=f"beta needs positive a and b; got {a} and {b}"):
+    with pytest.raises(ValueError, match=f"`a` and `b` must be positive; got {a} and {b}"):
         random.beta(random.key(0), a, b)
 
 

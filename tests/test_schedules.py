@@ -159,7 +159,7 @@ def test_impossible_peaks_are_refused(peak: float) -> None:
 
 @pytest.mark.parametrize(("every", "factor"), [(0, 0.1), (-1, 0.1), (1, 0.0), (1, -0.5)])
 def test_impossible_staircases_are_refused(every: int, factor: float) -> None:
-    with pytest.raises(ValueError, match=f"step_decay needs every >= 1 and factor > 0; got {every} and {factor}"):
+    with pytest.raises(ValueError, match=f"`every` must be >= 1 and `factor` > 0; got {every} and {factor}"):
         step_decay(0.1, every=every, factor=factor)
 
 
