@@ -91,9 +91,8 @@ def cutmix(alpha: float, *, classes: int) -> Mix:
         images, targets = _floats(images), _probabilities(labels, classes)
         height, width = images.shape[-2:]
         area_key, place_key = ftrain.random.split(key).unbind()
-        reach = 0.5 * torch.sqrt(
-            1.0 - ftrain.random.beta(area_key, alpha, alpha)
-        )  # half a side of the box, relative to the image's
+        # Half a side of the box, as a fraction of the image's.
+        reach = 0.5 * torch.sqrt(1.0 - ftrain.random.beta(area_key, alpha, alpha))
         x, y = ftrain.random.uniform(place_key, (2,)).unbind()
         columns, box_width = _span(x, width, reach)
         rows, box_height = _span(y, height, reach)

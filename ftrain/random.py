@@ -206,7 +206,7 @@ def randint(key: Int64[Tensor, "2"], shape: Sequence[int], minval: int, maxval: 
     """
     if not -(2**31) <= minval < maxval <= 2**31 - 1:
         raise ValueError(
-            f"`minval` and `maxval` must satisfy -2**31 <= minval < maxval <= 2**31 - 1; got {minval} and {maxval}"
+            f"-2**31 <= minval < maxval <= 2**31 - 1 must hold; got `minval` {minval} and `maxval` {maxval}"
         )
     span = maxval - minval
     high_key, low_key = split(key)

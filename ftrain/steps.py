@@ -160,16 +160,16 @@ def predict_step(
 def _check_apply(apply: Any) -> None:
     if isinstance(apply, torch.nn.Module):
         found = f"a module ({type(apply).__name__})"
-        advice = "call apply, params, buffers = ftrain.functionalize(module)"
+        advice = "Call apply, params, buffers = ftrain.functionalize(module)"
     elif isinstance(apply, tuple):
         found = f"a tuple of {len(apply)}"
-        advice = "unpack it: apply, params, buffers = ftrain.functionalize(module)"
+        advice = "Unpack it: apply, params, buffers = ftrain.functionalize(module)"
     elif not callable(apply):
         found = f"a {type(apply).__name__}"
-        advice = "call apply, params, buffers = ftrain.functionalize(module)"
+        advice = "Call apply, params, buffers = ftrain.functionalize(module)"
     else:
         return
-    raise TypeError(f"`apply` must be the function that ftrain.functionalize returns; got {found}. Please {advice}")
+    raise TypeError(f"`apply` must be the function that ftrain.functionalize returns; got {found}. {advice}")
 
 
 def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float | None) -> None:

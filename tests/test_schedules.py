@@ -138,27 +138,27 @@ def test_step_decay_equals_torch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"total_steps": 0}, "0 <= warmup_steps < total_steps; got 0 and 0"),
-        ({"total_steps": 5, "warmup_steps": 5}, "0 <= warmup_steps < total_steps; got 5 and 5"),
-        ({"total_steps": 5, "warmup_steps": -1}, "0 <= warmup_steps < total_steps; got -1 and 5"),
-        ({"total_steps": 5, "floor": -0.1}, "0 <= floor <= peak; got -0.1 and 0.1"),
-        ({"total_steps": 5, "floor": 0.2}, "0 <= floor <= peak; got 0.2 and 0.1"),
+        ({"total_steps": 0}, "`warmup_steps` must be >= 0 and < `total_steps`; got 0 and 0"),
+        ({"total_steps": 5, "warmup_steps": 5}, "`warmup_steps` must be >= 0 and < `total_steps`; got 5 and 5"),
+        ({"total_steps": 5, "warmup_steps": -1}, "`warmup_steps` must be >= 0 and < `total_steps`; got -1 and 5"),
+        ({"total_steps": 5, "floor": -0.1}, "`floor` must be >= 0 and <= `peak`; got -0.1 and 0.1"),
+        ({"total_steps": 5, "floor": 0.2}, "`floor` must be >= 0 and <= `peak`; got 0.2 and 0.1"),
     ],
 )
-def test_impossible_schedules_are_refused(make: Callable[..., Schedule], options: Any, message: str) -> None:
+def test_impossible_schedules_are_rejected(make: Callable[..., Schedule], options: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make(0.1, **options)
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("peak", [-0.1, math.nan])
-def test_impossible_peaks_are_refused(peak: float) -> None:
-    with pytest.raises(ValueError, match="0 <= floor <= peak; got 0.0 and"):
+def test_impossible_peaks_are_rejected(peak: float) -> None:
+    with pytest.raises(ValueError, match="`floor` must be >= 0 and <= `peak`; got 0.0 and"):
         warmup_cosine(peak, total_steps=5)
 
 
 @pytest.mark.parametrize(("every", "factor"), [(0, 0.1), (-1, 0.1), (1, 0.0), (1, -0.5)])
-def test_impossible_staircases_are_refused(every: int, factor: float) -> None:
+def test_impossible_staircases_are_rejected(every: int, factor: float) -> None:
     with pytest.raises(ValueError, match=f"`every` must be >= 1 and `factor` > 0; got {every} and {factor}"):
         step_decay(0.1, every=every, factor=factor)
 

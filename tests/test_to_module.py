@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import ftrain
 
@@ -142,9 +143,7 @@ def test_a_module_is_trained_further_after_the_round_trip():
 def test_tensors_that_do_not_fit_are_rejected():
     module = nn.BatchNorm1d(3)
     _, params, buffers = ftrain.functionalize(module)
-    with pytest.raises(
-        ValueError, match=r"the parameters do not fit the module; missing: \['bias'\], unexpected: none"
-    ):
+    with pytest.raises(ValueError, match=r"the parameters do not fit the module; missing: \['bias'\]"):
         ftrain.to_module(module, {"weight": params["weight"]}, buffers)
     with pytest.raises(ValueError, match=r"the buffers do not fit the module; missing: none, unexpected: \['other'\]"):
         ftrain.to_module(module, params, {**buffers, "other": torch.zeros(())})
@@ -157,20 +156,35 @@ def test_tensors_that_do_not_fit_are_rejected():
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
 
 
+class WithoutData(TorchFunctionMode):
+    """Layers make their parameters on the meta device, where even the largest network has no data."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_torchvisions_classifiers(name):
-    """On the meta device, where even the largest has no data."""
+    """Every tensor arrives under its name: each has a value of its own in the networks that fit into memory."""
     options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-    with torch.device("meta"):
+    with WithoutData():
         module = torchvision.models.get_model(name, weights=None, **options)
     _, params, buffers = ftrain.functionalize(module)
-    net = ftrain.to_module(module, params, buffers)
-    found, expected = net.state_dict(), module.state_dict()
+    if sum(tensor.numel() for tensor in params.values()) < 3e7:
+        params, buffers = (
+            {
+                key: torch.full(tensor.shape, number % 97, dtype=tensor.dtype)
+                for number, (key, tensor) in enumerate(t.items())
+            }
+            for t in (params, buffers)
+        )
+    found, expected = ftrain.to_module(module, params, buffers).state_dict(), module.state_dict()
     assert list(found) == list(expected)
-    assert all((found[key].shape, found[key].dtype) == (expected[key].shape, expected[key].dtype) for key in found)
-    again = ftrain.functionalize(net)
-    assert (list(again.params), list(again.buffers)) == (list(params), list(buffers))
+    assert found.keys() == {**params, **buffers}.keys()
+    for key, tensor in {**params, **buffers}.items():
+        assert (found[key].shape, found[key].dtype) == (expected[key].shape, expected[key].dtype)
+        assert found[key].is_meta or torch.equal(found[key], tensor)
 
 
 @pytest.mark.slow

@@ -77,10 +77,9 @@ def test_the_check_of_a_batch_norms_input():
     torch_private.check_batch_norm_input(nn.BatchNorm2d(3), torch.zeros(2, 3, 4, 4))
     try:
         torch_private.check_batch_norm_input(nn.BatchNorm2d(3), torch.zeros(2, 3))
-    except ValueError as error:
-        assert "expected 4D input" in str(error), message
-    else:
-        pytest.fail(message)
+    except ValueError:
+        return
+    pytest.fail(message)
 
 
 COMPOSED = {
@@ -157,10 +156,11 @@ def test_the_errors_of_the_compiler():
         compiled = torch.compile(lambda x, function=function: function(x), fullgraph=True, backend=backend)
         try:
             compiled(torch.ones(2))
-        except Exception as error:
-            assert isinstance(error, torch_private.compile_errors()), message
-        else:
             pytest.fail(message)
+        except torch_private.compile_errors():
+            pass
+        except Exception as error:
+            pytest.fail(f"{message}: {error!r}")
 
 
 def test_a_recompile_is_an_error():
