@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 import ftrain.random
+from ftrain.arguments import check_apply, unpacked
 from ftrain.losses import Loss, cross_entropy
 from ftrain.metrics import Metric, Metrics, measure
 from ftrain.mix import Mix
@@ -95,9 +96,9 @@ def train_step(
     >>> int(state.step), sorted(metrics.compute())
     (1, ['accuracy', 'count', 'grad_norm', 'loss', 'lr', 'nonfinite'])
     """
-    _check_apply(apply)
+    check_apply(apply)
     _check_options(state, precision, ema_decay)
-    inputs, labels, weights = _unpack(batch)
+    inputs, labels, weights = unpacked(batch)
     if accumulate < 1 or len(weights) % accumulate:
         raise ValueError(
             f"`accumulate` must be a positive divisor of the batch size, which is {len(weights)}; got {accumulate}"
@@ -136,7 +137,7 @@ def eval_step(
     >>> sorted(eval_step(state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), apply=apply).compute())
     ['accuracy', 'count', 'loss', 'nonfinite']
     """
-    inputs, labels, weights = _unpack(batch)
+    inputs, labels, weights = unpacked(batch)
     logits = predict_step(state, inputs, apply=apply, precision=precision)
     return measure(logits, labels, loss(logits, labels), weights, metrics)
 
@@ -151,25 +152,10 @@ def predict_step(
     >>> predict_step(state, torch.ones(4, 3), apply=apply).shape
     torch.Size([4, 2])
     """
-    _check_apply(apply)
+    check_apply(apply)
     with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
         outputs, _ = apply(state.params, state.buffers, inputs, train=False)
     return _split_outputs(outputs)[0]
-
-
-def _check_apply(apply: Any) -> None:
-    if isinstance(apply, torch.nn.Module):
-        found = f"a module ({type(apply).__name__})"
-        advice = "Call apply, params, buffers = ftrain.functionalize(module)"
-    elif isinstance(apply, tuple):
-        found = f"a tuple of {len(apply)}"
-        advice = "Unpack it: apply, params, buffers = ftrain.functionalize(module)"
-    elif not callable(apply):
-        found = f"a {type(apply).__name__}"
-        advice = "Call apply, params, buffers = ftrain.functionalize(module)"
-    else:
-        return
-    raise TypeError(f"`apply` must be the function that ftrain.functionalize returns; got {found}. {advice}")
 
 
 def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float | None) -> None:
@@ -181,32 +167,6 @@ def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float |
         raise ValueError(f"`ema_decay` must be a number >= 0 and < 1; got {ema_decay}")
     if not state.ema:
         raise ValueError("`ema_decay` needs a state that keeps averages; make it with init_state(..., ema=True)")
-
-
-def _unpack(batch: Any) -> tuple[Any, Tensor, Tensor]:
-    if not isinstance(batch, tuple | list):
-        raise TypeError(f"`batch` must be (inputs, labels) or (inputs, labels, weights); got a {type(batch).__name__}")
-    if len(batch) not in (2, 3):
-        raise ValueError(
-            f"`batch` must be (inputs, labels) or (inputs, labels, weights); got {len(batch)} values. A batch of "
-            "ftrain.data starts with these: use batch[:3]"
-        )
-    inputs, labels, *rest = batch
-    if not isinstance(labels, Tensor) or labels.ndim == 0:
-        found = f"a 0-d tensor of {labels.dtype}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
-        raise TypeError(f"the labels of `batch` must be a tensor [B] or [B, C]; got {found}")
-    if isinstance(inputs, Tensor) and inputs.shape[:1] != labels.shape[:1]:
-        raise ValueError(
-            f"the inputs and labels of `batch` must be equally many; got inputs of shape {list(inputs.shape)} and "
-            f"labels of shape {list(labels.shape)}"
-        )
-    weights = rest[0] if rest else torch.ones(labels.shape[:1], device=labels.device)
-    if not isinstance(weights, Tensor) or weights.shape != labels.shape[:1]:
-        found = f"{list(weights.shape)}" if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
-        raise ValueError(
-            f"the weights of `batch` must be a tensor of shape {list(labels.shape[:1])}, one per label; got {found}"
-        )
-    return inputs, labels, weights
 
 
 def _zeroed_where_ignored(values: Tensor, weights: Tensor) -> Tensor:

@@ -163,6 +163,13 @@ class WithoutData(TorchFunctionMode):
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
+def numbered(tensors):
+    return {
+        name: torch.full(tensor.shape, number % 97, dtype=tensor.dtype)
+        for number, (name, tensor) in enumerate(tensors.items())
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_torchvisions_classifiers(name):
