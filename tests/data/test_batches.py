@@ -1,4 +1,4 @@
-"""Order, augmentation and loading: functions of (seed, epoch, index) alone."""
+"""Order, augmentation and loading depend on seed, epoch and index alone."""
 
 import multiprocessing
 
@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 import ftrain.random
-from ftrain.data import Augmentation, Images, Job, scan
-from ftrain.data import batches as load
+from ftrain.data import Augmentation, Images, Job, load, scan
 from ftrain.data.augment import centre_view, example_draws, random_view
 from ftrain.data.order import epoch_order, train_indices
 from ftrain.errors import DataError
@@ -66,7 +65,7 @@ def test_random_views_are_distributed_as_torchvisions():
 
     height, width, count = 300, 400, 4000
     draws = example_draws(0, 0, np.arange(count), count=23)
-    views = [random_view(height, width, row, smallest_share=0.25, mirror=True) for row in draws]
+    views = [random_view(height, width, row, smallest_fraction=0.25, flip=True) for row in draws]
     ours = np.array([view.box for view in views])
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -80,19 +79,19 @@ def test_random_views_are_distributed_as_torchvisions():
             assert abs(difference) < 10.0, (column, quantile)
     assert (ours[:, 0] + ours[:, 2] <= width).all()
     assert (ours[:, 1] + ours[:, 3] <= height).all()
-    assert np.mean([view.mirrored for view in views]) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([view.flipped for view in views]) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_view_that_cannot_fit_is_the_largest_at_the_centre():
-    draws = np.full(23, 0.99)  # nearly the whole area, in a ratio that a long strip does not have
-    assert random_view(10, 1000, draws, smallest_share=0.9, mirror=True).box == (493, 0, 13, 10)
-    assert random_view(1, 1, draws, smallest_share=0.3, mirror=False).box == (0, 0, 1, 1)
+def test_if_no_view_fits_it_is_the_largest_box_at_the_centre():
+    draws = np.full(23, 0.99)  # nearly the whole area, and a ratio that does not fit into a long strip
+    assert random_view(10, 1000, draws, smallest_fraction=0.9, flip=True).box == (493, 0, 13, 10)
+    assert random_view(1, 1, draws, smallest_fraction=0.3, flip=False).box == (0, 0, 1, 1)
 
 
-def test_no_crops_at_a_share_of_one():
-    view = random_view(20, 40, np.full(23, 0.2), smallest_share=1.0, mirror=True)
+def test_no_crops_at_a_fraction_of_one():
+    view = random_view(20, 40, np.full(23, 0.2), smallest_fraction=1.0, flip=True)
     assert view.box == (10.0, 0.0, 20.0, 20.0)
-    assert view.mirrored
+    assert view.flipped
     assert centre_view(100, 200).box == (56.25, 6.25, 87.5, 87.5)
 
 
@@ -101,13 +100,13 @@ def as_bytes(batches):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_batches_are_the_same_bytes_whatever_the_workers(folder, workers):
+def test_batches_are_the_same_bytes_with_any_number_of_workers(folder, workers):
     images = images_of(folder)
     jobs = images.train_jobs(0) + images.val_jobs() + images.train_jobs(1)
     assert len(jobs) == 4 + 3 + 4
     alone = as_bytes(load(images, jobs))
     assert as_bytes(load(images, jobs, workers=workers)) == alone
-    # From the middle, as after a restart.
+    # From the middle, as a resumed run loads them.
     assert as_bytes(load(images, jobs[6:], workers=workers)) == alone[6:]
 
 
@@ -123,14 +122,14 @@ def test_evaluation_counts_every_example_once_and_pads_the_last_batch(folder):
     assert batches[2].images[2:].max() == 0
 
 
-def test_mirroring_mirrors(folder):
-    flipped = next(load(images_of(folder, augmentation=Augmentation()), [Job("train", 0)]))
-    plain = next(load(images_of(folder, augmentation=Augmentation(mirror=False)), [Job("train", 0)]))
-    assert torch.equal(flipped.indices, plain.indices)
-    same = [torch.equal(a, b) for a, b in zip(flipped.images, plain.images, strict=True)]
-    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped.images, plain.images, strict=True)]
-    assert [a != b for a, b in zip(same, mirrored, strict=True)] == [True] * 4
-    assert 0 < sum(mirrored) < 4
+def test_half_of_the_images_are_flipped(folder):
+    augmented = next(load(images_of(folder, augmentation=Augmentation()), [Job("train", 0)]))
+    plain = next(load(images_of(folder, augmentation=Augmentation(flip=False)), [Job("train", 0)]))
+    assert torch.equal(augmented.indices, plain.indices)
+    same = [torch.equal(a, b) for a, b in zip(augmented.images, plain.images, strict=True)]
+    flipped = [torch.equal(a, b.flip(-1)) for a, b in zip(augmented.images, plain.images, strict=True)]
+    assert [a != b for a, b in zip(same, flipped, strict=True)] == [True] * 4
+    assert 0 < sum(flipped) < 4
 
 
 def test_loading_leaves_the_global_generators_alone(folder):
@@ -140,7 +139,7 @@ def test_loading_leaves_the_global_generators_alone(folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_is_one_clear_error(folder, tmp_path, workers):
+def test_a_bad_image_is_one_clear_error(folder, tmp_path, workers):
     images = images_of(folder)
     broken = tmp_path / "train"
     broken.mkdir()

@@ -14,7 +14,7 @@ from ftrain.text import shown
 
 
 def make(root: Path, *names: str) -> Path:
-    """Files that each hold their own name, so that their sizes are known."""
+    """Files that contain their own names, so that their sizes are known."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,23 +39,23 @@ def test_classes_and_images_are_sorted_by_their_bytes(tmp_path: Path) -> None:
     assert index.labels.tolist() == [0, 1, 2, 3, 3, 4]
     assert index.labels.dtype == np.int64
     assert len(index) == 6
-    assert index.name(3) == str(tmp_path / "b" / "10.png")
+    assert index.image_name(3) == str(tmp_path / "b" / "10.png")
 
 
-def test_every_suffix_counts_in_any_case_and_nothing_else(tmp_path: Path) -> None:
+def test_images_are_recognised_by_their_suffix_in_any_case(tmp_path: Path) -> None:
     suffixes = ("JPG", "Png", "bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tIfF", "tif", "tiff", "webp")
     make(tmp_path, *(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
     make(tmp_path, "a/x.txt", "a/jpg", "a/x.jpg.part", "a/x.npy")
     assert scan(tmp_path).paths == (*(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
 
 
-def test_images_lie_at_any_depth(tmp_path: Path) -> None:
+def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
     deep = "/".join("d" * 300)
     make(tmp_path, "a/z.png", "a/n/m/x.png", "a/folder.png/x.png", f"a/{deep}/x.png", "b/x.png")
     assert scan(tmp_path).paths == (f"a/{deep}/x.png", "a/folder.png/x.png", "a/n/m/x.png", "a/z.png", "b/x.png")
 
 
-def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     make(tmp_path, "a/x.png", "a/._x.png", "a/.thumbs/x.png", "b/x.png", ".git/x.png", "readme.txt")
     assert scan(tmp_path).paths == ("a/x.png", "b/x.png")
 
@@ -86,7 +86,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
 def test_an_image_that_is_a_dead_link_is_an_error(tmp_path: Path, target: str) -> None:
     make(tmp_path, "a/y.png", "b/x.png")
     (tmp_path / "a" / "x.png").symlink_to(target)
-    assert error_of(tmp_path).startswith("cannot read ROOT/a/x.png: ")
+    assert error_of(tmp_path).startswith("cannot read ROOT/a/x.png while looking for images: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
@@ -94,12 +94,12 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path: Path) -> None:
     make(tmp_path, "a/x.png", "b/x.png")
     (tmp_path / "a").chmod(0)
     try:
-        assert error_of(tmp_path).startswith("cannot read ROOT/a: Permission denied")
+        assert error_of(tmp_path).startswith("cannot read ROOT/a while looking for images: Permission denied")
     finally:
         (tmp_path / "a").chmod(0o700)
 
 
-def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     make(tmp_path, "a/x.png", "b/é.png")
     try:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/b/caf\xe9.png")).write_bytes(b"")
@@ -109,7 +109,7 @@ def test_names_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
         pytest.skip("this file system takes only UTF-8")
     index = scan(tmp_path)
     assert index.paths == ("a/x.png", "b/caf\udce9.png", "b/caf\U0001f600.png", "b/caf\udcff\udcfe.png", "b/é.png")
-    assert all(os.path.exists(index.name(position)) for position in range(len(index)))
+    assert all(os.path.exists(index.image_name(position)) for position in range(len(index)))
 
 
 def test_the_fingerprint_covers_classes_paths_and_sizes_only(tmp_path: Path) -> None:
@@ -138,19 +138,19 @@ def test_validation_data_shares_the_labels_of_the_training_data(tmp_path: Path) 
     assert index.labels.tolist() == [1, 1, 2]
 
 
-def test_one_class_is_enough_to_validate_with(tmp_path: Path) -> None:
+def test_one_class_is_enough_for_validation(tmp_path: Path) -> None:
     assert scan(make(tmp_path, "dog/x.png"), classes=["cat", "dog"]).labels.tolist() == [1]
 
 
 def test_an_unknown_class_in_the_validation_data(tmp_path: Path) -> None:
     make(tmp_path, "cat/x.png", "dogs/x.png")
     assert error_of(tmp_path, classes=["cat", "dog", "horse"]) == (
-        'the class folder "dogs" of ROOT is none of the 3 classes of the training data; the nearest is "dog". Rename '
-        "or remove it, or train on that class too"
+        'the class folder "dogs" of ROOT is not one of the 3 classes of the training data; the closest is "dog". '
+        "Rename or remove it, or train on that class too"
     )
     make(tmp_path, "eel/x.png", "fox/x.png")
     assert error_of(tmp_path, classes=["cat", "dog", "horse"]).startswith(
-        'the class folder "dogs" of ROOT (and 2 more: "eel", "fox") is none of the 3 classes'
+        'the class folder "dogs" of ROOT (and 2 more: "eel", "fox") is not one of the 3 classes'
     )
 
 
@@ -164,13 +164,13 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_no_class_folders(tmp_path: Path) -> None:
     assert error_of(tmp_path) == (
-        "no class folders in ROOT; expected one folder of images per class, named after the class. Make them, or name "
-        "another folder"
+        "no class folders in ROOT; expected one folder of images per class, named after the class. Create them or "
+        "choose another folder"
     )
     make(tmp_path, "x.png", "y.JPG", "z.txt")
     assert error_of(tmp_path) == (
-        "no class folders in ROOT, but 2 images lie directly in it. Images must be in one folder per class: move those "
-        "of each class to a folder that is named after it"
+        "no class folders in ROOT, but 2 images directly in it. There must be one folder per class: move the images of "
+        "each class to a folder that is named after it"
     )
 
 
@@ -178,7 +178,7 @@ def test_no_class_folders(tmp_path: Path) -> None:
 def test_no_images(tmp_path: Path, options: dict[str, list[str]]) -> None:
     make(tmp_path, "a/x.txt", "b/y.txt")
     assert error_of(tmp_path, **options) == (
-        'no images in ROOT: none of its 2 class folders ("a", "b") holds a file that ends in .jpg, .jpeg, .png, .bmp, '
+        'no images in ROOT: none of its 2 class folders ("a", "b") has a file that ends in .jpg, .jpeg, .png, .bmp, '
         ".gif, .webp, .tif, .tiff, .ppm, .pgm"
     )
 
@@ -187,8 +187,8 @@ def test_empty_classes(tmp_path: Path) -> None:
     make(tmp_path, "a/x.png", "b/y.png")
     (tmp_path / "c").mkdir()
     assert error_of(tmp_path) == (
-        'no images in the class folder "c" of ROOT; every class needs at least one to train on. Add images, or remove '
-        "the folder"
+        'no images in the class folder "c" of ROOT; every class needs at least one training image. Add images, or '
+        "remove the folder"
     )
     for name in "defghi":
         (tmp_path / name).mkdir()
@@ -203,7 +203,7 @@ def test_one_class_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names cannot hold control characters")
-def test_names_cannot_play_with_the_terminal(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     make(tmp_path, "a\x1b[31m\nb/x.png")
     assert r'only one class folder in ROOT: "a\x1b[31m\nb";' in error_of(tmp_path)
 

@@ -1,4 +1,4 @@
-"""ftrain.data.policies and random_view beside torchvision's transforms of the same names."""
+"""ftrain.data.policies and random_view compared with torchvision's transforms of the same names."""
 
 import contextlib
 import hashlib
@@ -38,7 +38,7 @@ def uniform(seed, count, examples=DRAWS):
 
 
 def distance(one, other):
-    """Kolmogorov and Smirnov's: the largest difference between the distribution functions of two samples."""
+    """The Kolmogorov-Smirnov statistic: the largest difference between two empirical distribution functions."""
     one, other = (np.asarray(sample, np.float64).round(6) for sample in (one, other))
     places = np.concatenate([one, other])
     below = [np.searchsorted(np.sort(sample), places, side="right") / len(sample) for sample in (one, other)]
@@ -46,7 +46,7 @@ def distance(one, other):
 
 
 def far_apart(ours, theirs):
-    """The names of the samples that are of another distribution than torchvision's."""
+    """The names of the samples whose distribution differs from torchvision's."""
     assert ours.keys() == theirs.keys()
     assert all(len(sample) > 0.9 * DRAWS for samples in (ours, theirs) for sample in samples.values())
     distances = {name: distance(sample, theirs[name]) for name, sample in ours.items()}
@@ -55,7 +55,7 @@ def far_apart(ours, theirs):
 
 @contextlib.contextmanager
 def seeded():
-    """torchvision draws the same numbers at every run, and leaves no trace."""
+    """torchvision draws the same numbers in every run, and the global state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -85,7 +85,7 @@ def chosen_by_torchvision(make, count):
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """The operations and magnitudes that the policies choose while the test runs, none of which is done."""
+    """The operations and magnitudes that the policies choose during the test. None of them is executed."""
     record = []
 
     def operate(image, name, level, *, fill):
@@ -97,11 +97,11 @@ def chosen(monkeypatch):
 
 
 def assert_even(counts, names):
-    """Counts that stray further than 5 standard errors from even ones come up once in 1.7 million."""
+    """Counts that differ from even ones by more than 5 standard errors occur once in 1.7 million."""
     assert counts.keys() == set(names)
-    total, share = sum(counts.values()), 1.0 / len(counts)
-    allowed = 5.0 * math.sqrt(total * share * (1.0 - share))
-    assert {name: count for name, count in counts.items() if abs(count - total * share) > allowed} == {}
+    total, fraction = sum(counts.values()), 1.0 / len(counts)
+    allowed = 5.0 * math.sqrt(total * fraction * (1.0 - fraction))
+    assert {name: count for name, count in counts.items() if abs(count - total * fraction) > allowed} == {}
 
 
 SIGNED = [
@@ -111,7 +111,7 @@ UNSIGNED = ["Identity", "Posterize", "Solarize", "AutoContrast", "Equalize"]
 
 
 def expected_of_torchvision(transform, pixels, number, bin, sign):
-    """What torchvision makes of a picture by one operation with a magnitude, and the operation's name."""
+    """torchvision's result of one operation with a magnitude, and the operation's name."""
     name, (magnitudes, signed) = list(transform._AUGMENTATION_SPACE.items())[number]
     table = magnitudes(31, *pixels.shape[1:])
     magnitude = 0.0 if table is None else float(table[bin])
@@ -145,13 +145,13 @@ def test_every_operation_and_magnitude_equals_torchvisions(policy, number, size)
             assert found.dtype == np.uint8
             np.testing.assert_array_equal(found, expected, err_msg=f"{name}, bin {bin}, sign {sign}")
             results.add(found.tobytes())
-    # The picture is one on which everything shows.
+    # Every operation changes this picture.
     assert name == policies.OPERATIONS[number]
     assert len(results) > 1 or name in ("Identity", "AutoContrast", "Equalize")
     assert pixels.tobytes() not in results or name not in ("AutoContrast", "Equalize")
 
 
-def test_rand_augment_does_one_operation_after_the_other():
+def test_rand_augment_applies_one_operation_after_the_other():
     draws = np.array([5.5 / 14, 0.1, 10.5 / 14, 0.9, 4.5 / 14, 0.9])  # Rotate to the right, Posterize, TranslateY down
     found = policies.rand_augment(picture(), draws, fill=FILL, ops=3, magnitude=20)
     expected = picture()
@@ -205,7 +205,7 @@ def test_color_jitter_equals_torchvisions_with_the_same_factors(draw, order):
     np.testing.assert_array_equal(found, np.asarray(expected).transpose(2, 0, 1))
 
 
-def test_color_jitter_leaves_out_what_has_no_strength(monkeypatch):
+def test_color_jitter_skips_changes_of_strength_0(monkeypatch):
     for name in ("brightness", "saturation", "hue"):
         monkeypatch.setattr(v2.functional, f"adjust_{name}", None)
     found = policies.color_jitter(picture(), np.full(5, 0.75), brightness=0.0, contrast=0.5, saturation=0.0, hue=0.0)
@@ -242,7 +242,7 @@ def test_color_jitters_factors_and_orders_are_distributed_as_torchvisions(monkey
 
 
 def erased_box(draws, size, **arguments):
-    """Where random_erasing hides a part of an image, as top, left, height, width; None where it does not."""
+    """The rectangle that random_erasing erases (top, left, height, width), or None."""
     hidden = policies.random_erasing(np.zeros((3, size, size), np.uint8), draws, fill=(1, 2, 3), **arguments)
     np.testing.assert_array_equal(hidden, hidden[:1] * np.array([1, 2, 3], np.uint8)[:, None, None])
     rows, columns = np.flatnonzero(hidden[0].any(axis=1)), np.flatnonzero(hidden[0].any(axis=0))
@@ -303,10 +303,12 @@ def parts_of_crops(boxes, height, width):
     }
 
 
-@pytest.mark.parametrize(("height", "width", "share"), [(400, 533, 0.08), (300, 480, 0.35), (50, 40, 0.5)])
-def test_random_views_are_distributed_as_torchvisions_random_resized_crop(height, width, share):
-    views = [random_view(height, width, draws, smallest_share=share, mirror=True) for draws in uniform(6, VIEW_DRAWS)]
-    drawn = of_torchvision(v2.RandomResizedCrop(8, scale=(share, 1.0)), height, width)
+@pytest.mark.parametrize(("height", "width", "smallest"), [(400, 533, 0.08), (300, 480, 0.35), (50, 40, 0.5)])
+def test_random_views_are_distributed_as_torchvisions_random_resized_crop(height, width, smallest):
+    views = [
+        random_view(height, width, draws, smallest_fraction=smallest, flip=True) for draws in uniform(6, VIEW_DRAWS)
+    ]
+    drawn = of_torchvision(v2.RandomResizedCrop(8, scale=(smallest, 1.0)), height, width)
     theirs = [tuple(parameters[name] for name in ("left", "top", "width", "height")) for parameters in drawn]
     parts = [parts_of_crops(boxes, height, width) for boxes in ([view.box for view in views], theirs)]
     assert far_apart(*parts) == {}
@@ -319,27 +321,28 @@ def test_random_views_of_long_images_fall_back_as_torchvisions(height, width, bo
     drawn = of_torchvision(v2.RandomResizedCrop(8), height, width)[:50]
     assert {tuple(parameters[name] for name in ("left", "top", "width", "height")) for parameters in drawn} == {box}
     found = {
-        random_view(height, width, draws, smallest_share=0.08, mirror=False).box for draws in uniform(7, VIEW_DRAWS, 50)
+        random_view(height, width, draws, smallest_fraction=0.08, flip=False).box
+        for draws in uniform(7, VIEW_DRAWS, 50)
     }
     assert found == {box}
 
 
-def test_a_random_view_is_the_whole_image_where_only_the_ten_attempts_did_not_fit():
+def test_a_random_view_is_the_whole_image_if_only_the_ten_attempts_did_not_fit():
     draws = np.full(VIEW_DRAWS, 0.9999)  # all of the area, 4 / 3 as wide as high
-    assert random_view(120, 100, draws, smallest_share=0.08, mirror=False).box == (0, 0, 100, 120)
+    assert random_view(120, 100, draws, smallest_fraction=0.08, flip=False).box == (0, 0, 100, 120)
 
 
-def test_random_views_are_mirrored_as_often_as_by_torchvisions_flip():
+def test_random_views_are_flipped_as_often_as_by_torchvision():
     ours = sum(
-        random_view(40, 40, draws, smallest_share=0.08, mirror=True).mirrored for draws in uniform(8, VIEW_DRAWS)
+        random_view(40, 40, draws, smallest_fraction=0.08, flip=True).flipped for draws in uniform(8, VIEW_DRAWS)
     )
     image, flip = torch.tensor([[[0, 1]]]), v2.RandomHorizontalFlip()
     with seeded():
         theirs = sum(int(flip(image)[0, 0, 0]) for _ in range(DRAWS))
     for count in (ours, theirs):
         assert 1842 < count < 2158  # half of 4000, and 5 times its standard error
-    never = [random_view(40, 40, draws, smallest_share=0.08, mirror=False) for draws in uniform(8, VIEW_DRAWS, 100)]
-    assert not any(view.mirrored for view in never)
+    never = [random_view(40, 40, draws, smallest_fraction=0.08, flip=False) for draws in uniform(8, VIEW_DRAWS, 100)]
+    assert not any(view.flipped for view in never)
 
 
 # Rows 9 and 10, columns 8 to 11, and the SHA-256 of the whole result.
@@ -380,7 +383,7 @@ GOLDEN = {
 
 
 def augmented(name):
-    """A picture sharpened less and with less contrast, rotated, jittered, or with a part of it hidden."""
+    """A picture with less sharpness and contrast, rotated, jittered, or partly erased."""
     draws = uniform(9, 23, 1)[0]
     if name == "rand_augment":
         return policies.rand_augment(picture(), draws[:4], fill=FILL)
@@ -409,10 +412,10 @@ def test_policies_are_functions_of_their_arguments_alone(name):
         np.testing.assert_array_equal(augmented(name), first)
         torch.manual_seed(0)
         assert torch.equal(torch.get_rng_state(), state)
-    mirrored = picture()[:, :, ::-1]
+    flipped = picture()[:, :, ::-1]
     if name == "color_jitter":  # treats all places alike, however the image lies in memory
         draws = uniform(9, 23, 1)[0][:5]
-        again = policies.color_jitter(mirrored, draws, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+        again = policies.color_jitter(flipped, draws, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
         np.testing.assert_array_equal(again, first[:, :, ::-1])
     np.testing.assert_array_equal(before, picture())
 

@@ -141,7 +141,7 @@ def test_processes_that_unpack_at_the_same_time(cache: Path) -> None:
     assert files(cache) == 2502
 
 
-def test_a_process_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> None:
+def test_what_a_killed_process_leaves_is_not_used(cache: Path) -> None:
     process = start(cache, stop=True)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 9, output
@@ -154,9 +154,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_used(cache: Path) -> No
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_nothing_is_left_when_unpacking_fails(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_no_files_remain_if_unpacking_fails(cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(file: int) -> None:
         if is_file(file):
             raise error
@@ -173,5 +171,5 @@ def test_nothing_is_left_when_unpacking_fails(
 def test_a_cache_folder_that_cannot_be_written(cache: Path) -> None:
     cache.parent.mkdir()
     cache.write_text("a file where the folder should be")
-    with pytest.raises(OSError, match=r"File exists\. Make room there .* set XDG_CACHE_HOME to a folder that is"):
+    with pytest.raises(OSError, match=r"File exists\. Free space there .* set XDG_CACHE_HOME to a folder that is"):
         sample_folder()
