@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ftrain.errors import WorkerError
+from ftrain.torch_private import shared_storage
 
 
 def run_jobs(
@@ -66,7 +67,7 @@ def _ignore_signals(worker: int) -> None:
 
 def shared_zeros(*shape: int) -> Tensor:
     """Zeros, uint8, in memory that all processes share."""
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    storage = shared_storage(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 

@@ -34,7 +34,11 @@ def is_own(name: str) -> bool:
 
 
 def absolute(reference: str) -> str:
-    """The reference with the absolute path of its file."""
+    """The reference with the absolute path of its file.
+
+    >>> absolute("/tmp/../home/my_file.py:make_network")
+    '/home/my_file.py:make_network'
+    """
     path, name = _split(reference)
     return f"{os.path.abspath(path)}:{name}"
 

@@ -59,7 +59,11 @@ def convolutions(name: str) -> Convolutions:
 
 
 def convolutions_of(module: torch.nn.Module) -> Convolutions:
-    """The number of convolutions of a module."""
+    """The number of convolutions of a module.
+
+    >>> convolutions_of(torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.Conv2d(8, 4, 1)))
+    Convolutions(count=2, depthwise=1, pointwise=1)
+    """
     found = [layer for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)]
     depthwise = sum(layer.groups == layer.in_channels > 1 for layer in found)
     return Convolutions(len(found), depthwise, sum(layer.kernel_size == (1, 1) for layer in found))
