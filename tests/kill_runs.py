@@ -17,7 +17,7 @@ import torch
 from tiny_runs import result, train
 
 from ftrain.disk import durable
-from ftrain.disk.checkpoint import Saver
+from ftrain.disk.saver import Saver
 
 torch.set_num_threads(1)
 RANDOM_PLACES = 200

@@ -20,11 +20,11 @@ from PIL import Image
 from tiny_runs import result, tiny_network
 
 from ftrain.disk import checkpoint
-from ftrain.run import prepare
+from ftrain.run import build, launch
 
 torch.set_num_threads(1)
 RANDOM_MOMENTS = 16
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def make_images(root):
@@ -89,16 +89,16 @@ def signalling(owner, name, calls, number):
 
 # Where a signal comes, how often, and the checkpoints that may be the last one then: 0 for none.
 PLACES = {
-    "while the settings are resolved": ((prepare, "resolve", [1]), {0}),
-    "while the network is built": ((prepare, "network", [1]), {0}),
-    "in the first step": ((prepare, "train_step", [1]), {1}),
-    "in a step": ((prepare, "train_step", [3]), {3}),
-    "in the last step of an epoch": ((prepare, "train_step", [4]), {4}),
-    "while evaluating": ((prepare, "eval_step", [1]), {4}),
-    "at the end of evaluating": ((prepare, "eval_step", [2]), {4}),
+    "while the settings are resolved": ((launch, "resolve", [1]), {0}),
+    "while the network is built": ((build, "make_module", [1]), {0}),
+    "in the first step": ((build, "train_step", [1]), {1}),
+    "in a step": ((build, "train_step", [3]), {3}),
+    "in the last step of an epoch": ((build, "train_step", [4]), {4}),
+    "while evaluating": ((build, "eval_step", [1]), {4}),
+    "at the end of evaluating": ((build, "eval_step", [2]), {4}),
     "while saving": ((checkpoint, "save", [1]), {2, 3, 4, 5, 6, 7}),
-    "twice in a step": ((prepare, "train_step", [3, 3]), {0, 2}),
-    "in two steps": ((prepare, "train_step", [6, 7]), {6}),
+    "twice in a step": ((build, "train_step", [3, 3]), {0, 2}),
+    "in two steps": ((build, "train_step", [6, 7]), {6}),
     "in a step and while saving": ((checkpoint, "save", [1, 1]), {0, 2}),
 }
 
@@ -141,8 +141,8 @@ def main(root, seed):
             go_on_and_compare(what, folder)
     for moment in range(RANDOM_MOMENTS):
         folder = root / f"moment {moment}"
-        number = SIGNALS[moment % 2]
-        arguments = command(root / "images", folder, workers=moment % 3)
+        number = SIGNALS[moment % 3]
+        arguments = command(root / "images", folder, workers=moment // 3 % 3)
         status = in_child(lambda arguments=arguments: run(arguments), draw.uniform(0.05, seconds[-1]), number)
         statuses.append(os.waitstatus_to_exitcode(status))
         if statuses[-1] not in (0, 128 + number, -number):  # -number: before ftrain had begun to watch

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ftrain.disk import checkpoint
 from ftrain.disk.lock import LOCK
-from ftrain.run import folder as runs
+from ftrain.run import folder as run_folder
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_auto_without_out_has_a_folder_by_the_model(data, tmp_path, monkeypatch)
 def test_a_run_in_parts(data, tmp_path):
     code, said = ftrain_command(*command(data, tmp_path / "run"), "--batch-size", 4, "--accumulate", 2)
     assert code == 0, said
-    assert runs.open_run(tmp_path / "run").settings.accumulate == 2
+    assert run_folder.read(tmp_path / "run").settings.accumulate == 2
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_an_override_is_what_counts_from_then_on(data, tmp_path):
     folder = tmp_path / "run"
     assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
     assert ftrain_command(*command(data, folder), "--override")[0] == 0
-    assert runs.open_run(folder).settings.lr == 0.001
+    assert run_folder.read(folder).settings.lr == 0.001
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
 
@@ -155,7 +155,7 @@ def test_other_classes(complete, data, tmp_path):
     code, said = ftrain_command(*command(renamed, folder), "--override")
     assert code == 0, said
     assert json.loads((folder / "classes.json").read_text()) == ["even", "strange"]
-    assert runs.open_run(folder).classes == ("even", "strange")
+    assert run_folder.read(folder).classes == ("even", "strange")
 
 
 def test_harmless_changes_are_taken(complete, data, tmp_path):
@@ -191,7 +191,7 @@ def test_the_last_checkpoints_are_kept_and_the_best(data, tmp_path):
 
 def test_a_folder_in_use_ends_the_command_with_75(complete, data, tmp_path):
     folder = begun(complete, tmp_path / "run", steps=6)
-    with runs.hold(folder):
+    with run_folder.lock(folder):
         code, said = ftrain_command(*command(data, folder))
         assert code == 75
         assert f"ftrain: {folder} is in use by process " in said

@@ -18,15 +18,16 @@ import attrs
 import pytest
 import torch
 from kill_runs import Calls, watching
-from tiny_runs import STEPS, begin_or_go_on, images, network, result, settings, tiny_network, train
+from tiny_runs import STEPS, images, network, result, spec, start_or_resume, tiny_network, train
 
 import ftrain
 from ftrain.data.order import train_indices
 from ftrain.disk import checkpoint, durable, sealed
 from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
 from ftrain.losses import cross_entropy
-from ftrain.run import folder as runs
-from ftrain.run import loop, prepare, provenance
+from ftrain.run import folder as run_folder
+from ftrain.run import build, events, provenance
+from ftrain.run.fit import fit
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_run_that_is_signalled_ends_between_steps_and_goes_on(tmp_path, capsys
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     with capsys.disabled():
         print(f"\n{done.stdout}")
-    assert "22 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
+    assert "33 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
 
 
@@ -65,9 +66,11 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from ftrain_cli import signals
-from tiny_runs import images, settings, tiny_network
+from tiny_runs import images, spec, tiny_network
 from ftrain.disk import checkpoint
-from ftrain.run import folder as runs, loop, provenance
+from ftrain.run import folder as run_folder, provenance
+from ftrain.run.events import Started, StepTaken
+from ftrain.run.fit import fit
 import attrs
 
 what, folder = sys.argv[2], Path(sys.argv[3])
@@ -81,11 +84,11 @@ class Slow:
 batches, options = images(), {}
 if what == "workers that hang":
     batches, options = attrs.evolve(batches, train=Slow(batches.train)), {"workers": 1}
-with signals.watched() as stop, tiny_network(), runs.hold(folder):
+with signals.watched() as stop, tiny_network(), run_folder.lock(folder):
     stop.waits = True
-    run = provenance.new_run(settings(**options), images(), folder, [])
-    for event in loop.fit(run, batches, stop=stop):
-        if isinstance(event, loop.Started if options else loop.StepTaken):
+    run = provenance.new_run(spec(**options), images(), folder, [])
+    for event in fit(run, spec(**options), batches, stop=stop):
+        if isinstance(event, Started if options else StepTaken):
             os.write(1, b".")
             time.sleep(0 if options else 0.5)
 sys.exit(stop.code)
@@ -110,7 +113,7 @@ def signalled(what, folder, count, **options):
 
 def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
     assert signalled("workers that hang", tmp_path / "run", 2) == 143
-    with runs.hold(tmp_path / "run"):
+    with run_folder.lock(tmp_path / "run"):
         pass
 
 
@@ -131,30 +134,30 @@ def test_a_save_that_fails_at_a_stop_is_not_taken_for_a_stop(tmp_path, monkeypat
 # --- stopped, and gone on
 
 
-def stopped_at(folder, is_place, run_and_images=None):
+def stopped_at(folder, is_place, run=None):
     """Begins a run or goes on with it, and asks it to stop from the first event on for which `is_place` is true: all
     that it said."""
-    asked, events = [], []
-    with tiny_network(), runs.hold(folder):
-        for event in loop.fit(*(run_and_images or begin_or_go_on(folder)), stop=lambda: bool(asked)):
-            events.append(event)
+    asked, found = [], []
+    with tiny_network(), run_folder.lock(folder):
+        for event in fit(*(run or start_or_resume(folder)), stop=lambda: bool(asked)):
+            found.append(event)
             if is_place(event):
                 asked.append(event)
-    return events
+    return found
 
 
 def is_step(number):
-    return lambda event: isinstance(event, loop.StepTaken) and event.step == number
+    return lambda event: isinstance(event, events.StepTaken) and event.step == number
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_a_run_stopped_after_any_step_ends_with_the_same_bits_and_lines(undisturbed, tmp_path, step, workers):
     folder = tmp_path / "run"
-    events = stopped_at(folder, is_step(step))
-    assert events[-1] == loop.Stopped(step)
+    found = stopped_at(folder, is_step(step))
+    assert found[-1] == events.Stopped(step)
     assert checkpoint.find(folder / "checkpoints")[-1].name == f"step_{step:08d}"
-    started = next(event for event in train(folder, workers=workers) if isinstance(event, loop.Started))
+    started = next(event for event in train(folder, workers=workers) if isinstance(event, events.Started))
     assert started.step == step
     assert result(folder) == result(undisturbed)
 
@@ -162,11 +165,11 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_bits_and_lines(undistur
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, epoch):
     folder = tmp_path / "run"
-    events = stopped_at(folder, lambda event: isinstance(event, loop.Evaluating) and event.epoch == epoch)
-    assert events[-1] == loop.Stopped(4 * epoch)
+    found = stopped_at(folder, lambda event: isinstance(event, events.Evaluating) and event.epoch == epoch)
+    assert found[-1] == events.Stopped(4 * epoch)
     notes = checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
     assert "val" not in notes
-    assert stopped_at(folder, lambda event: isinstance(event, loop.Started))[-1] == loop.Stopped(4 * epoch)
+    assert stopped_at(folder, lambda event: isinstance(event, events.Started))[-1] == events.Stopped(4 * epoch)
     train(folder)
     assert result(folder) == result(undisturbed)
     assert checkpoint.read_manifest(folder / "checkpoints" / f"step_{4 * epoch:08d}")["val"]["count"] == 5
@@ -175,7 +178,7 @@ def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, ep
 def test_a_run_stopped_after_every_step_in_turn(undisturbed, tmp_path):
     folder = tmp_path / "run"
     for _ in range(STEPS):
-        stopped_at(folder, lambda event: isinstance(event, loop.StepTaken))
+        stopped_at(folder, lambda event: isinstance(event, events.StepTaken))
     train(folder)
     assert result(folder) == result(undisturbed)
 
@@ -200,42 +203,44 @@ class PartlyUnreadable:
 
 def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
     batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_unreadable=True)
-    run = provenance.new_run(settings(bad_image_cap=0.5), batches, tmp_path / "run", ["ftrain"])
-    assert stopped_at(run.folder, is_step(3), (run, batches))[-1] == loop.Stopped(3)
-    ends = [event for event in stopped_at(run.folder, is_step(0), (run, batches)) if isinstance(event, loop.EpochEnded)]
-    assert [end.left_out for end in ends] == [2, 2]
+    wanted = spec(on_bad_image="skip", bad_image_cap=0.5)
+    run = provenance.new_run(wanted, batches, tmp_path / "run", ["ftrain"])
+    assert stopped_at(run.path, is_step(3), (run, wanted, batches))[-1] == events.Stopped(3)
+    rest = stopped_at(run.path, is_step(0), (run, wanted, batches))
+    assert [event.skipped for event in rest if isinstance(event, events.EpochEnded)] == [2, 2]
 
 
 def test_a_batch_size_that_is_overridden_goes_on_from_within_an_epoch(tmp_path):
     folder = tmp_path / "run"
     stopped_at(folder, is_step(2))
-    run = runs.open_run(folder)
+    run = run_folder.read(folder)
     batches = attrs.evolve(images(), batch_size=6)  # of which step 2 ends an epoch
-    other = provenance.resumed_run(run, settings(batch_size=6), batches, ["ftrain"], override=True)
-    ends = [event for event in stopped_at(folder, is_step(0), (other, batches)) if isinstance(event, loop.EpochEnded)]
-    assert [end.epoch for end in ends] == [2]
+    wanted = spec(batch_size=6)
+    other = provenance.resumed_run(run, wanted, batches, ["ftrain"], override=True)
+    rest = stopped_at(folder, is_step(0), (other, wanted, batches))
+    assert [event.epoch for event in rest if isinstance(event, events.EpochEnded)] == [2]
 
 
 # --- one process at a time
 
 
 def test_a_folder_that_is_held_is_refused_with_the_name_of_the_holder(tmp_path):
-    with runs.hold(tmp_path / "run"), pytest.raises(BusyError) as caught, runs.hold(tmp_path / "run"):
+    with run_folder.lock(tmp_path / "run"), pytest.raises(BusyError) as caught, run_folder.lock(tmp_path / "run"):
         pass
     holder = re.escape(f"{tmp_path}/run is in use by process {os.getpid()} on {socket.gethostname()} since ")
     assert re.fullmatch(
         holder + "[-0-9]+ [:0-9]+; wait until it ends, or give another folder as --out", str(caught.value)
     )
     assert not (tmp_path / "run").exists()
-    with runs.hold(tmp_path / "run"):
+    with run_folder.lock(tmp_path / "run"):
         pass
 
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ftrain.run import folder as runs
-with runs.hold(Path(sys.argv[1])):
+from ftrain.run import folder as run_folder
+with run_folder.lock(Path(sys.argv[1])):
     worker = os.fork()
     if worker:
         print(worker, flush=True)
@@ -248,12 +253,12 @@ def test_a_folder_is_free_when_its_holder_is_killed_though_its_workers_live(tmp_
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
         worker = int(process.stdout.readline())
-        with pytest.raises(BusyError, match=f"in use by process {process.pid} on "), runs.hold(folder):
+        with pytest.raises(BusyError, match=f"in use by process {process.pid} on "), run_folder.lock(folder):
             pass
         process.kill()
         process.wait()
         os.kill(worker, 0)  # it lives
-        with runs.hold(folder):
+        with run_folder.lock(folder):
             pass
         os.kill(worker, signal.SIGKILL)
 
@@ -270,7 +275,7 @@ def test_who_opened_the_lock_of_a_process_that_then_ended_takes_the_next_one(tmp
         flock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", lock_late)
-    with runs.hold(tmp_path / "run"):
+    with run_folder.lock(tmp_path / "run"):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
@@ -399,7 +404,7 @@ def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undistur
                 (base / path).mkdir()
             else:
                 (base / path).write_bytes(content)
-        begun_from = next(event.step for event in train(base / "run") if isinstance(event, loop.Started))
+        begun_from = next(event.step for event in train(base / "run") if isinstance(event, events.Started))
         if result(base / "run") != expected or begun_from < step:
             lost.append((call[:2], begun_from, step))
         shutil.rmtree(base)
@@ -452,13 +457,13 @@ def test_a_run_with_a_damaged_file_ends_as_if_it_were_whole(undisturbed, tmp_pat
     for path in checkpoint.find(folder / "checkpoints"):
         if path.name > step.ljust(1, "~"):  # so that the damaged one is the newest
             shutil.rmtree(path)
-    damage = runs.open_run(folder).damage
+    damage = run_folder.read(folder).damage
     assert (damage is None) == (name != "config.json")
     if step == "step_00000004":
         with pytest.raises(CheckpointError, match="none of the 1 checkpoints in .*step_00000004"):
             train(folder)
         return
-    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     if step:
         assert len(said) == 1
         assert step in said[0] and f"it is kept as set_aside_{step}" in said[0]
@@ -478,8 +483,8 @@ def test_a_bit_that_flips_in_the_newest_manifest_or_the_settings_is_found(undist
         data = bytearray((folder / name).read_bytes())
         data[offset % len(data)] ^= 1
         (folder / name).write_bytes(data)
-    assert "config.json cannot be read" in runs.open_run(folder).damage
-    [said] = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    assert "config.json cannot be read" in run_folder.read(folder).damage
+    [said] = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     assert "step_00000008/manifest.json cannot be read" in said
     assert result(folder) == result(undisturbed)
 
@@ -488,7 +493,7 @@ def test_settings_are_taken_from_a_checkpoint_if_their_file_is_damaged(undisturb
     folder = copied(undisturbed, tmp_path / "run")
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"lr": 0.01', '"lr": 0.02'))
-    opened = runs.open_run(folder)
+    opened = run_folder.read(folder)
     assert opened.settings.lr == 0.01
     assert opened.damage == (
         f"{folder}/config.json cannot be read: it is not what was written: its seal does not fit; what step_00000008 "
@@ -513,7 +518,7 @@ def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp
     first = data.index(b"\n")
     damaged = b"\x00" * first + data[first:]
     (folder / "metrics.jsonl").write_bytes(damaged)
-    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     assert said == [
         "metrics.jsonl is not what was written, and 1 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
     ]
@@ -525,7 +530,7 @@ def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 7.', 1))
-    said = [event.cause for event in train(folder) if isinstance(event, loop.Damaged)]
+    said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     assert said == [
         "metrics.jsonl is not what was written, and 0 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
     ]
@@ -584,7 +589,7 @@ def test_a_configuration_of_the_wrong_kind_is_refused(undisturbed, tmp_path, cha
     document = {**sealed.read(folder / "config.json"), **changes}
     (folder / "config.json").write_bytes(sealed.dump(document))
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        runs.open_run(folder)
+        run_folder.read(folder)
 
 
 def test_order_comes_from_step_numbers_and_not_from_clocks(undisturbed, tmp_path):
@@ -592,7 +597,7 @@ def test_order_comes_from_step_numbers_and_not_from_clocks(undisturbed, tmp_path
     for age, path in enumerate(checkpoint.find(folder / "checkpoints")):
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - age, 10**9 - age))  # the newest step looks oldest
-    assert [type(event) for event in train(folder)] == [loop.Started]
+    assert [type(event) for event in train(folder)] == [events.Started]
     assert result(folder) == result(undisturbed)
 
 
@@ -639,10 +644,10 @@ def test_an_error_while_saving_in_the_background_ends_the_run(tmp_path, monkeypa
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    run, batches = provenance.new_run(settings(), images(), tmp_path / "run", ["ftrain"]), images()
+    run = provenance.new_run(spec(), images(), tmp_path / "run", ["ftrain"])
     monkeypatch.setattr(checkpoint, "save", full)
-    with tiny_network(), runs.hold(run.folder), pytest.raises(OSError, match="No space left"):
-        list(loop.fit(run, batches))
+    with tiny_network(), run_folder.lock(run.path), pytest.raises(OSError, match="No space left"):
+        list(fit(run, spec(), images()))
     assert checkpoint.find(run.checkpoints) == []
 
 
@@ -707,7 +712,7 @@ def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monke
 
     steps = []
     folder = tmp_path / "run"
-    monkeypatch.setattr(prepare, "training_loss", lambda settings: measured)
+    monkeypatch.setattr(build, "_training_loss", lambda spec: measured)
     with pytest.raises(TrainingError) as caught:
         train(folder, checkpoint_every=1)
     rows = train_indices(0, 5, examples=13, batch_size=3)
@@ -739,9 +744,9 @@ def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, m
             raise error
         return loss(logits, labels)
 
-    steps, loss = [], prepare.training_loss(settings())
+    steps, loss = [], build._training_loss(spec())
     folder = tmp_path / "run"
-    monkeypatch.setattr(prepare, "training_loss", lambda settings: too_large)
+    monkeypatch.setattr(build, "_training_loss", lambda spec: too_large)
     with pytest.raises(TrainingError, match="memory ran out at batch size 3; .* with --batch-size 1, or") as caught:
         train(folder)
     assert "\n" not in str(caught.value)

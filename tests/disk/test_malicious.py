@@ -20,7 +20,7 @@ import ftrain
 from ftrain import models
 from ftrain.disk import checkpoint, sealed
 from ftrain.errors import CheckpointError
-from ftrain.run import folder as runs
+from ftrain.run import folder as run_folder
 
 MOST_MEMORY = 100_000  # kB that a refusal may take
 
@@ -303,7 +303,7 @@ def test_names_of_classes_are_data(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.json").write_bytes(sealed.dump({**config, "data": DATA, "command": ["ftrain", "\x1b[31m"]}))
-    run = runs.open_run(folder)
+    run = run_folder.read(folder)
     assert run.classes == names
     before = sorted(tmp_path.rglob("*"))
     result = CliRunner().invoke(app, ["info", str(folder)])
