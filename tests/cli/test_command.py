@@ -94,7 +94,7 @@ def test_resumed_between_epochs_ends_with_the_same_bits(run, data, tmp_path):
     # The first epoch of a run is cut out of it, as if it had been stopped there.
     stopped = tmp_path / "stopped"
     code = (
-        "import sys; from ftrain_cli.main import app; from ftrain import checkpoint\n"
+        "import sys; from ftrain_cli.main import app; from ftrain.disk import checkpoint\n"
         "save = checkpoint.save\n"
         "def save_and_stop(*arguments):\n"
         "    save(*arguments); raise KeyboardInterrupt\n"
@@ -108,7 +108,7 @@ def test_resumed_between_epochs_ends_with_the_same_bits(run, data, tmp_path):
     assert [path.name for path in (stopped / "checkpoints").iterdir()] == ["step_00000004"]
     result = ftrain_command("fit", "--resume", stopped, "--workers", 2)
     assert result.exit_code == 0, result.output
-    assert "going on from step 4 of 8" in result.output
+    assert "resuming from step 4 of 8" in result.output
     whole, resumed = params_of(run), params_of(stopped)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -169,7 +169,7 @@ def test_resuming_over_changed_data_is_refused_unless_told_to(run_with_all_epoch
     (tmp_path / "changed" / "train" / "red" / "0.png").unlink()
     (tmp_path / "changed" / "train" / "blue" / "0.png").rename(tmp_path / "changed" / "train" / "blue" / "7.png")
     arguments = ("fit", "--resume", stopped, "--data", tmp_path / "changed")
-    refused(2, '"blue" has images of other names or sizes, "red" had 6 images, has 5. Give them as', *arguments)
+    refused(2, '"blue" has images of other names or sizes, "red" had 6 images, has 5. Restore them,', *arguments)
     result = ftrain_command(*arguments, "--override")
     assert result.exit_code == 0, result.output
     config = json.loads((stopped / "config.json").read_text())
@@ -190,7 +190,7 @@ def test_evaluate(run, data, tmp_path):
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "metrics.json").read_text())
     rows = list(csv.reader((tmp_path / "confusion.csv").read_text().splitlines()))
-    assert rows[0] == ["label \\ answer", "blue", "green", "red"]
+    assert rows[0] == ["label \\ prediction", "blue", "green", "red"]
     counts = np.array([[int(cell) for cell in row[1:]] for row in rows[1:]])
     assert counts.sum(axis=1).tolist() == [3, 3, 3]
     assert document["accuracy"] == pytest.approx(counts.trace() / 9)
@@ -266,14 +266,14 @@ def test_dry_run_keeps_nothing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = ftrain_command("fit", "--data", data, *QUICK, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "dry run: shufflenet_v2_x0_5 takes 32 px, batch 4, on cpu" in result.output
+    assert "dry run: shufflenet_v2_x0_5 at 32 px, batch 4, on cpu; one step gave loss " in result.output
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_default_batch_is_no_larger_than_the_data(data):
     result = ftrain_command("fit", "--data", data, "--model", MODEL, "--workers", 0, "--device", "cpu", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "takes 32 px, batch 18, on cpu" in result.output
+    assert "shufflenet_v2_x0_5 at 32 px, batch 18, on cpu" in result.output
 
 
 def test_data_of_the_working_folder_is_used(data, tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_weights_from_a_file_with_another_head(data, tmp_path):
     out = tmp_path / "run"
     result = ftrain_command("fit", "--data", data, *QUICK, "--epochs", 1, "--weights", weights, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "fc.weight: [7, 1024] does not fit [3, 1024]" in result.output
+    assert "skipped 2 (fc.bias: its shape is [7] instead of [3], fc.weight: its shape is [7, 1024] instead of [3, 1024])" in result.output
     report = json.loads((out / "weights.json").read_text())
     assert report["at_random"] == ["fc.weight", "fc.bias"]
     assert "conv1.0.weight" in report["loaded"]
@@ -322,22 +322,22 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     fit = ("fit", "--data", data, "--device", "cpu", "--workers", 0)
     refused(2, "No such option: --modle", "fit", "--modle", "resnet18")
     refused(2, "--model", "fit", "--modle", "resnet18")
-    refused(2, "the nearest are resnet34", *fit, "--model", "resnet33")
-    refused(2, "--lr takes a number > 0; got -1.0", *fit, "--lr", "-1")
-    refused(2, "--epochs takes a whole number >= 1; got 0", *fit, "--epochs", 0)
-    refused(2, "holds only 18 images; give a batch size of at most 18", *fit, "--batch-size", 19)
-    refused(2, "--device takes auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
+    refused(2, "the closest names are resnet34", *fit, "--model", "resnet33")
+    refused(2, "--lr must be a number > 0; got -1.0", *fit, "--lr", "-1")
+    refused(2, "--epochs must be an integer >= 1; got 0", *fit, "--epochs", 0)
+    refused(2, f"--batch-size is 19, but {data}/train has only 18 images; use a batch size of at most 18", *fit, "--batch-size", 19)
+    refused(2, "--device must be auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
     refused(2, f"no such folder: {tmp_path}/nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
     refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
     refused(2, "cifar10", "fit", "--dataset", "cifar11")
     refused(
         2, "give either --dataset, or --train-dir", "fit", "--dataset", "mnist", "--train-dir", "a", "--val-dir", "b"
     )
-    refused(2, "--train-dir and --val-dir go together", "fit", "--train-dir", data / "train")
-    refused(2, "--resume takes the folder of a run, or auto;", "fit", "--resume", tmp_path)
+    refused(2, "--train-dir and --val-dir must be given together", "fit", "--train-dir", data / "train")
+    refused(2, "--resume must be the folder of a run, or auto; there is no run in", "fit", "--resume", tmp_path)
     refused(
         2,
-        "vit_b_16 trains on images of a multiple of 16 px; got an image size of 40; use 32 or 48",
+        "vit_b_16 needs images whose side is a multiple of 16 px, but --image-size is 40; use 32 or 48",
         *fit,
         *QUICK,
         "--model",
@@ -346,28 +346,28 @@ def test_usage_errors(data, tmp_path, monkeypatch):
         40,
     )
     (tmp_path / "bad.toml").write_text("batch_sise = 3\n")
-    refused(2, "no setting is called 'batch_sise'; did you mean 'batch-size'?", *fit, "--config", "bad.toml")
+    refused(2, "there is no setting 'batch_sise'; did you mean 'batch-size'?", *fit, "--config", "bad.toml")
     (tmp_path / "worse.toml").write_text("batch_size = \n")
     refused(2, "cannot be read as TOML", *fit, "--config", "worse.toml")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     refused(2, "full is not empty", *fit, *QUICK, "--out", "full")
     refused(2, "full is not empty", *fit, *QUICK, "--out", "full", "--dry-run")
-    refused(2, "--out takes a folder; full/thesis.txt is a file", *fit, *QUICK, "--out", "full/thesis.txt")
-    refused(2, "there is no file of weights at no.pth", *fit, *QUICK, "--weights", "no.pth", "--out", "new")
-    refused(2, "there is no file of weights at ~nosuchuser/no.pth", *fit, *QUICK, "--weights", "~nosuchuser/no.pth")
+    refused(2, "--out must be a folder; full/thesis.txt is a file", *fit, *QUICK, "--out", "full/thesis.txt")
+    refused(2, "there is no weights file no.pth", *fit, *QUICK, "--weights", "no.pth", "--out", "new")
+    refused(2, "there is no weights file ~nosuchuser/no.pth", *fit, *QUICK, "--weights", "~nosuchuser/no.pth")
     refused(2, "--batch-size 1 is too small for resnet18", *fit, "--model", "resnet18", "--batch-size", 1)
-    refused(2, "--accumulate splits a batch into equal parts; got 3 for a batch of 4", *fit, *QUICK, "--accumulate", 3)
-    refused(2, "--batch-size 4 is too small for resnet18 at", *fit, *QUICK, "--model", "resnet18", "--accumulate", 4)
-    refused(2, "--warmup-epochs must be fewer than --epochs; got 2 of 2", *fit, *QUICK, "--warmup-epochs", 2)
-    refused(2, "--override is for a run that goes on", *fit, "--override")
+    refused(2, "--accumulate must divide the batch into equal parts; got 3 for a batch of 4", *fit, *QUICK, "--accumulate", 3)
+    refused(2, "--batch-size 4 in 4 parts is too small for resnet18 at --image-size 32", *fit, *QUICK, "--model", "resnet18", "--accumulate", 4)
+    refused(2, "--warmup-epochs must be less than --epochs; got 2 of 2 epochs", *fit, *QUICK, "--warmup-epochs", 2)
+    refused(2, "--override is for a run that resumes; give it with --resume RUN", *fit, "--override")
     refused(2, "--out is for a new run", *fit, "--resume", "full", "--out", "new")
     (tmp_path / "range.toml").write_text("epochs = 0\n")
-    refused(2, "--config range.toml: --epochs takes a whole number >= 1; got 0", *fit, "--config", "range.toml")
+    refused(2, "--config range.toml: --epochs must be an integer >= 1; got 0", *fit, "--config", "range.toml")
     for text, message in (
-        ("7", "full/config.json cannot be read: it is no JSON object, and there is no checkpoint that says it"),
-        ('{"settings": {}}', "cannot be read: it is not what was written: its seal does not fit"),
-        (sealed.dump({"settings": {}}).decode(), "config.json does not say its asked, command, device"),
+        ("7", "cannot read full/config.json: it is not a JSON object, and no checkpoint has a copy of it. Start a new run"),
+        ('{"settings": {}}', "cannot read full/config.json: it is damaged: its checksum does not match, and no checkpoint has a copy of it"),
+        (sealed.dump({"settings": {}}).decode(), "config.json lacks asked, command, device, versions, data, classes"),
     ):
         (tmp_path / "full" / "config.json").write_text(text)
         refused(65, message, "info", "full")
@@ -377,7 +377,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_cuda_device_that_is_not_there(data):
-    refused(2, "--device cuda is not there: torch finds no CUDA device", "fit", "--data", data, "--device", "cuda")
+    refused(2, "--device cuda is not available: torch finds no CUDA device", "fit", "--data", data, "--device", "cuda")
 
 
 def test_data_errors(data, tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ def test_plain_lines_where_the_output_is_no_terminal(data, tmp_path):
     result = ftrain_command("fit", "--data", data, *QUICK, "--out", tmp_path / "run")
     lines = result.stdout.splitlines()
     assert lines[0] == f"run: {tmp_path / 'run'}"
-    assert lines[1].startswith("shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 to validate; 32 px")
+    assert lines[1].startswith("shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 for validation; 32 px")
     assert [line.split("  ")[0] for line in lines[2:4]] == ["epoch 1/2", "epoch 2/2"]
     assert lines[4].startswith("done: validation accuracy ")
     assert "\x1b" not in result.stdout
@@ -450,7 +450,7 @@ def test_debug_shows_the_traceback(tmp_path):
 )
 def test_folders_that_cannot_be_written_have_exit_codes_of_their_own(data, tmp_path, monkeypatch, number, code):
     def fail(run):
-        raise OSError(number, os.strerror(number), str(run.folder))
+        raise OSError(number, os.strerror(number), str(run.path))
 
     monkeypatch.setattr(ftrain.run.folder, "write", fail)
     out = tmp_path / "run"

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ftrain.data.folders import scan
-from ftrain.data.split import chosen_for_val
+from ftrain.data.split import choose_validation
 
 
 def ftrain_command(*arguments):
@@ -64,7 +64,7 @@ def test_check_finds_duplicates_leaks_conflicts_and_broken_files(data, tmp_path,
     broken.write_bytes(broken.read_bytes()[:800])
     result = ftrain_command("data", "check", data, "--out", tmp_path / "out", "--workers", workers)
     assert result.exit_code == 65
-    assert "exact duplicates: 3 groups, of which 1 are in train and in val, and 1 have several labels" in result.output
+    assert "exact duplicates: 3 groups, of which 1 are in both train and val, and 1 have several labels" in result.output
     assert f"{data / 'train' / 'b' / '0.png'} = {data / 'val' / 'b' / 'leak.png'}" in result.output
     assert f"cannot read the image {broken}" in result.output
     report = json.loads((tmp_path / "out" / "check.json").read_text())
@@ -94,16 +94,16 @@ def test_preview(data, tmp_path):
         assert seen.size[0] > 800
 
 
-def test_split_takes_the_same_share_of_each_class(tmp_path):
+def test_split_takes_the_same_fraction_of_each_class(tmp_path):
     for name, count in (("a", 10), ("b", 5), ("c", 2)):
         for number in range(count):
             picture(tmp_path / "all" / name / "deep" / f"{number}.png", number)
     index = scan(tmp_path / "all")
-    chosen = chosen_for_val(index, share=0.2, seed=0)
+    chosen = choose_validation(index, fraction=0.2, seed=0)
     assert [int(chosen[index.labels == label].sum()) for label in range(3)] == [2, 1, 1]
-    assert chosen.tolist() == chosen_for_val(index, share=0.2, seed=0).tolist()
-    assert chosen.tolist() != chosen_for_val(index, share=0.2, seed=1).tolist()
-    most = chosen_for_val(index, share=0.99, seed=0)
+    assert chosen.tolist() == choose_validation(index, fraction=0.2, seed=0).tolist()
+    assert chosen.tolist() != choose_validation(index, fraction=0.2, seed=1).tolist()
+    most = choose_validation(index, fraction=0.99, seed=0)
     assert [int(most[index.labels == label].sum()) for label in range(3)] == [9, 4, 1]
 
     out = tmp_path / "data"
@@ -113,7 +113,7 @@ def test_split_takes_the_same_share_of_each_class(tmp_path):
     train, val = scan(out / "train"), scan(out / "val")
     assert sorted(train.paths + val.paths) == sorted(index.paths)
     assert val.paths == tuple(path for path, is_val in zip(index.paths, chosen, strict=True) if is_val)
-    assert all(os.readlink(train.name(p)) == str(tmp_path / "all" / train.paths[p]) for p in range(len(train)))
+    assert all(os.readlink(train.image_name(p)) == str(tmp_path / "all" / train.paths[p]) for p in range(len(train)))
     assert ftrain_command("data", "split", tmp_path / "all", "--out", out).exit_code == 2
 
 
@@ -134,8 +134,10 @@ def test_split_refuses_what_it_cannot_do(tmp_path):
             picture(tmp_path / "all" / name / f"{number}.png", number)
     result = ftrain_command("data", "split", tmp_path / "all", "--out", tmp_path / "data")
     assert result.exit_code == 2
-    assert 'the class "b" has 1 image; at least two are needed' in result.output
-    assert "--share takes a number > 0 and < 1; got 1" in ftrain_command("data", "split", tmp_path, "--share", 1).output
+    assert 'the class "b" has 1 image; it needs at least two, one for training and one for validation' in result.output
+    result = ftrain_command("data", "split", tmp_path / "all", "--fraction", 1)
+    assert result.exit_code == 2
+    assert "ftrain: --fraction must be a number > 0 and < 1; got 1" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all"]
 
 
@@ -149,7 +151,7 @@ def test_cache_is_found_by_a_run_with_the_same_settings(data, tmp_path, monkeypa
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("pixels.bin")}
     assert len(kept) == 2
     again = ftrain_command("data", "cache", data, *settings)
-    assert "train: kept already in " in again.output
+    assert "train: already cached in " in again.output
     run = [*settings, "--data", data, "--cache", "disk", "--epochs", 1, "--device", "cpu", "--out", tmp_path / "run"]
     result = ftrain_command("fit", *run)
     assert result.exit_code == 0, result.output

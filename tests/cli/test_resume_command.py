@@ -49,12 +49,12 @@ def test_auto_begins_goes_on_and_says_that_a_run_is_complete(complete, data, tmp
     folder = begun(complete, tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
-    assert "going on from step 6 of 8" in said
+    assert "resuming from step 6 of 8" in said
     assert result(folder) == result(complete)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
-    assert f"the run in {folder} is complete; nothing is left to do" in said
+    assert f"the run in {folder} is complete; there is nothing left to do" in said
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
     assert after == before
 
@@ -89,7 +89,7 @@ def test_auto_refuses_changes_that_change_the_result(complete, data, tmp_path, c
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, said = ftrain_command(*command(data, folder), *changed)
     assert code == 2
-    assert f"cannot go on, because its result would change: {message}" in said
+    assert f"cannot resume, because its result would change: {message}" in said
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -120,7 +120,7 @@ def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, optio
     folder = begun(tmp_path / "whole", tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(data, folder), *second, "--override")
     assert code == 0, said
-    assert "going on from step 6 of 8" in said
+    assert "resuming from step 6 of 8" in said
     names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / checkpoint.TENSORS)
     assert any(name.startswith("ema/") for name in names) == ("--ema-decay" in second)
     for which in ([], ["--last"]):  # the best may be of before
@@ -135,7 +135,7 @@ def test_a_run_that_diverged_names_the_images_and_goes_on_with_a_lower_rate(data
     rising = ["--optimizer", "sgd", "--lr", "1e30", "--warmup-epochs", "1.5"]
     code, said = ftrain_command(*command(data, folder), *rising)
     assert code == 1, said
-    assert f"The images of its batch, of {data / 'train'}: " in said
+    assert f"The images of the batch, in {data / 'train'}: " in said
     assert str(data / "train" / "even") not in said
     code, said = ftrain_command(*command(data, folder), *rising[:2], "--lr", "1e-3", "--clip-norm", "1", "--override")
     assert code == 0, said
@@ -151,7 +151,7 @@ def test_other_classes(complete, data, tmp_path):
     folder = begun(complete, tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(added, folder), "--override")
     assert code == 2
-    assert "was begun with 2 classes, and there are 3 now, for which its network has no outputs" in said
+    assert "was started with 2 classes, and there are now 3, for which its network has no outputs" in said
     code, said = ftrain_command(*command(renamed, folder), "--override")
     assert code == 0, said
     assert json.loads((folder / "classes.json").read_text()) == ["even", "strange"]
@@ -174,7 +174,7 @@ def test_more_epochs_are_taken_where_no_step_depends_on_their_number(data, tmp_p
     assert ftrain_command(*command(data, short), "--schedule", "constant")[0] == 0
     code, said = ftrain_command(*command(data, short), "--schedule", "constant", "--epochs", 3)
     assert code == 0, said
-    assert "going on from step 8 of 12" in said
+    assert "resuming from step 8 of 12" in said
     assert ftrain_command(*command(data, long), "--schedule", "constant", "--epochs", 3)[0] == 0
     assert result(short) == result(long)
 
@@ -207,8 +207,11 @@ def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_pa
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
-    assert f"warning: {damaged} is damaged: its bytes are not those that manifest.json notes; it is kept as" in said
-    assert "going on from step 6 of 8" in said
+    assert (
+        f"warning: {damaged} is damaged: it differs from what manifest.json records; it has been renamed to "
+        "quarantined_step_00000008 "
+    ) in said
+    assert "resuming from step 6 of 8" in said
     assert result(folder) == result(complete)
 
 
