@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import attrs
 import torch
@@ -118,14 +117,12 @@ def _recording(optimizer: Optimizer) -> Optimizer:
     def init(params: Tensors) -> State:
         return optimizer.init(params), {name: torch.zeros((), device=param.device) for name, param in params.items()}
 
-    def update(
-        grads: Tensors, opt_state: State, params: Tensors, step: Tensor, **options: Any
-    ) -> tuple[Tensors, State]:
+    def update(grads: Tensors, opt_state: State, params: Tensors, step: Tensor) -> tuple[Tensors, State]:
         norms = {name: torch.linalg.vector_norm(grad) for name, grad in grads.items()}
-        new_params, inner = optimizer.update(grads, opt_state[0], params, step, **options)
+        new_params, inner = optimizer.update(grads, opt_state[0], params, step)
         return new_params, (inner, norms)
 
-    return optimizer._replace(init=init, update=update)
+    return optimizer._replace(init=init, update=update, extended_update=None)
 
 
 def _by_layer(norms: Tensors) -> dict[str, float]:
