@@ -105,7 +105,8 @@ def _samples(images: Images) -> Tensor:
 
 
 def _exported(program: Program, params: Tensors, buffers: Tensors) -> Exported:
-    return Exported(program.module(params, buffers), program.spec.mean, program.spec.std).eval()
+    module = Exported(program.module(params, buffers), program.spec.mean, program.spec.std)
+    return module.eval().to(memory_format=torch.contiguous_format)  # the layout that other programs expect
 
 
 def _to_safetensors(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:

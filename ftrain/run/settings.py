@@ -382,7 +382,7 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     for name in values:
         if name.replace("-", "_") not in known:
             near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
-            hint = f"; did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise SettingsError(f"{source}: there is no setting {name!r}{hint}")
     twice = [name for name in values if "-" in name and name.replace("-", "_") in values]
     if twice:

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from ftrain.errors import SettingsError
-from ftrain.run.settings import HARMLESS, Settings, flag, from_mapping, layered
+from ftrain.run.settings import HARMLESS, Settings, flag, from_mapping, merge
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,85 +66,85 @@ def test_defaults() -> None:
     }
 
 
-A_WHOLE_NUMBER = "takes a whole number >= 1; got"
+AN_INTEGER = "must be an integer >= 1; got"
 PER_CHANNEL = "one per channel, such as 0.5,0.5,0.5; got"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("model", "", "--model takes a text; got ''"),
-        ("model", None, "--model takes a text; got None"),
-        ("model", 34, "--model takes a text; got 34"),
-        ("weights", "", "--weights takes a text; got ''"),
-        ("data", 1, "--data takes a text; got 1"),
-        ("train_dir", "", "--train-dir takes a text; got ''"),
-        ("val_dir", False, "--val-dir takes a text; got False"),
-        ("image_size", 0, "--image-size takes a whole number >= 1 and <= 4096; got 0"),
-        ("image_size", 4097, "--image-size takes a whole number >= 1 and <= 4096; got 4097"),
-        ("image_size", 64.0, "--image-size takes a whole number >= 1 and <= 4096; got 64.0"),
-        ("crop_scale", 0.0, "--crop-scale takes a number > 0 and <= 1; got 0.0"),
-        ("crop_scale", 1.1, "--crop-scale takes a number > 0 and <= 1; got 1.1"),
-        ("crop_scale", math.nan, "--crop-scale takes a number > 0 and <= 1; got nan"),
-        ("crop_scale", "half", "--crop-scale takes a number > 0 and <= 1; got 'half'"),
-        ("flip", "yes", "--flip takes true or false; got 'yes'"),
-        ("flip", 1, "--flip takes true or false; got 1"),
-        ("flip", None, "--flip takes true or false; got None"),
-        ("mean", (0.5, 0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5)"),
-        ("mean", (0.5, 0.5, -0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, -0.5)"),
-        ("mean", (0.5, 123.7, 0.5), f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 123.7, 0.5)"),
-        ("mean", [True, False, True], f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} (True, False, True)"),
-        ("mean", "a,b,c", f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} 'a,b,c'"),
-        ("mean", 0.5, f"--mean takes three numbers >= 0 and <= 1, {PER_CHANNEL} 0.5"),
-        ("std", "0.5,0,0.5", f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.0, 0.5)"),
-        ("std", (0.5, 0.5, math.inf), f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, inf)"),
-        ("std", "0.5,0.5,nan", f"--std takes three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, nan)"),
-        ("epochs", 0, f"--epochs {A_WHOLE_NUMBER} 0"),
-        ("epochs", -1, f"--epochs {A_WHOLE_NUMBER} -1"),
-        ("epochs", 1.5, f"--epochs {A_WHOLE_NUMBER} 1.5"),
-        ("epochs", "3", f"--epochs {A_WHOLE_NUMBER} '3'"),
-        ("epochs", True, f"--epochs {A_WHOLE_NUMBER} True"),
-        ("epochs", None, f"--epochs {A_WHOLE_NUMBER} None"),
-        ("batch_size", 0, f"--batch-size {A_WHOLE_NUMBER} 0"),
-        ("eval_batch_size", 0, f"--eval-batch-size {A_WHOLE_NUMBER} 0"),
-        ("optimizer", "lamb", "--optimizer takes one of adamw, adam, sgd, adagrad; got 'lamb'"),
-        ("optimizer", "AdamW", "--optimizer takes one of adamw, adam, sgd, adagrad; got 'AdamW'"),
-        ("optimizer", ["sgd"], "--optimizer takes one of adamw, adam, sgd, adagrad; got ['sgd']"),
-        ("lr", 0.0, "--lr takes a number > 0; got 0.0"),
-        ("lr", -0.1, "--lr takes a number > 0; got -0.1"),
-        ("lr", math.inf, "--lr takes a number > 0; got inf"),
-        ("lr", math.nan, "--lr takes a number > 0; got nan"),
-        ("lr", "fast", "--lr takes a number > 0; got 'fast'"),
-        ("lr", True, "--lr takes a number > 0; got True"),
-        ("weight_decay", -1e-4, "--weight-decay takes a number >= 0; got -0.0001"),
-        ("momentum", 1.0, "--momentum takes a number >= 0 and < 1; got 1.0"),
-        ("momentum", -0.1, "--momentum takes a number >= 0 and < 1; got -0.1"),
-        ("momentum", None, "--momentum takes a number >= 0 and < 1; got None"),
-        ("schedule", "cyclic", "--schedule takes one of cosine, linear, step, constant; got 'cyclic'"),
-        ("warmup_epochs", -1.0, "--warmup-epochs takes a number >= 0; got -1.0"),
+        ("model", "", "`model` must be a non-empty string; got ''"),
+        ("model", None, "`model` must be a non-empty string; got None"),
+        ("model", 34, "`model` must be a non-empty string; got 34"),
+        ("weights", "", "`weights` must be a non-empty string; got ''"),
+        ("data", 1, "`data` must be a non-empty string; got 1"),
+        ("train_dir", "", "`train_dir` must be a non-empty string; got ''"),
+        ("val_dir", False, "`val_dir` must be a non-empty string; got False"),
+        ("image_size", 0, "`image_size` must be an integer >= 1 and <= 4096; got 0"),
+        ("image_size", 4097, "`image_size` must be an integer >= 1 and <= 4096; got 4097"),
+        ("image_size", 64.0, "`image_size` must be an integer >= 1 and <= 4096; got 64.0"),
+        ("crop_scale", 0.0, "`crop_scale` must be a number > 0 and <= 1; got 0.0"),
+        ("crop_scale", 1.1, "`crop_scale` must be a number > 0 and <= 1; got 1.1"),
+        ("crop_scale", math.nan, "`crop_scale` must be a number > 0 and <= 1; got nan"),
+        ("crop_scale", "half", "`crop_scale` must be a number > 0 and <= 1; got 'half'"),
+        ("flip", "yes", "`flip` must be true or false; got 'yes'"),
+        ("flip", 1, "`flip` must be true or false; got 1"),
+        ("flip", None, "`flip` must be true or false; got None"),
+        ("mean", (0.5, 0.5), f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5)"),
+        ("mean", (0.5, 0.5, -0.5), f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, -0.5)"),
+        ("mean", (0.5, 123.7, 0.5), f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} (0.5, 123.7, 0.5)"),
+        ("mean", [True, False, True], f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} (True, False, True)"),
+        ("mean", "a,b,c", f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} 'a,b,c'"),
+        ("mean", 0.5, f"`mean` must be three numbers >= 0 and <= 1, {PER_CHANNEL} 0.5"),
+        ("std", "0.5,0,0.5", f"`std` must be three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.0, 0.5)"),
+        ("std", (0.5, 0.5, math.inf), f"`std` must be three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, inf)"),
+        ("std", "0.5,0.5,nan", f"`std` must be three numbers > 0 and <= 1, {PER_CHANNEL} (0.5, 0.5, nan)"),
+        ("epochs", 0, f"`epochs` {AN_INTEGER} 0"),
+        ("epochs", -1, f"`epochs` {AN_INTEGER} -1"),
+        ("epochs", 1.5, f"`epochs` {AN_INTEGER} 1.5"),
+        ("epochs", "3", f"`epochs` {AN_INTEGER} '3'"),
+        ("epochs", True, f"`epochs` {AN_INTEGER} True"),
+        ("epochs", None, f"`epochs` {AN_INTEGER} None"),
+        ("batch_size", 0, f"`batch_size` {AN_INTEGER} 0"),
+        ("eval_batch_size", 0, f"`eval_batch_size` {AN_INTEGER} 0"),
+        ("optimizer", "lamb", "`optimizer` must be one of adamw, adam, sgd, adagrad; got 'lamb'"),
+        ("optimizer", "AdamW", "`optimizer` must be one of adamw, adam, sgd, adagrad; got 'AdamW'"),
+        ("optimizer", ["sgd"], "`optimizer` must be one of adamw, adam, sgd, adagrad; got ['sgd']"),
+        ("lr", 0.0, "`lr` must be a number > 0; got 0.0"),
+        ("lr", -0.1, "`lr` must be a number > 0; got -0.1"),
+        ("lr", math.inf, "`lr` must be a number > 0; got inf"),
+        ("lr", math.nan, "`lr` must be a number > 0; got nan"),
+        ("lr", "fast", "`lr` must be a number > 0; got 'fast'"),
+        ("lr", True, "`lr` must be a number > 0; got True"),
+        ("weight_decay", -1e-4, "`weight_decay` must be a number >= 0; got -0.0001"),
+        ("momentum", 1.0, "`momentum` must be a number >= 0 and < 1; got 1.0"),
+        ("momentum", -0.1, "`momentum` must be a number >= 0 and < 1; got -0.1"),
+        ("momentum", None, "`momentum` must be a number >= 0 and < 1; got None"),
+        ("schedule", "cyclic", "`schedule` must be one of cosine, linear, step, constant; got 'cyclic'"),
+        ("warmup_epochs", -1.0, "`warmup_epochs` must be a number >= 0; got -1.0"),
         (
             "loss",
             "hinge",
-            "--loss takes one of cross-entropy, binary-cross-entropy, mean-squared-error; got 'hinge'",
+            "`loss` must be one of cross-entropy, binary-cross-entropy, mean-squared-error; got 'hinge'",
         ),
-        ("label_smoothing", 1.0, "--label-smoothing takes a number >= 0 and < 1; got 1.0"),
-        ("label_smoothing", -0.1, "--label-smoothing takes a number >= 0 and < 1; got -0.1"),
-        ("clip_norm", 0.0, "--clip-norm takes a number > 0; got 0.0"),
-        ("ema_decay", 1.0, "--ema-decay takes a number >= 0 and < 1; got 1.0"),
-        ("seed", -1, "--seed takes a whole number >= 0 and <= 18446744073709551615; got -1"),
-        ("seed", 2**64, "--seed takes a whole number >= 0 and <= 18446744073709551615; got 18446744073709551616"),
-        ("device", "gpu", "--device takes auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
-        ("device", "cuda:x", "--device takes auto, cpu, cuda, cuda:N or mps; got 'cuda:x'"),
-        ("device", "cuda:-1", "--device takes auto, cpu, cuda, cuda:N or mps; got 'cuda:-1'"),
-        ("device", "cpu:0", "--device takes auto, cpu, cuda, cuda:N or mps; got 'cpu:0'"),
-        ("device", "", "--device takes auto, cpu, cuda, cuda:N or mps; got ''"),
-        ("device", 0, "--device takes auto, cpu, cuda, cuda:N or mps; got 0"),
-        ("workers", -1, "--workers takes a whole number >= 0; got -1"),
-        ("precision", "float16", "--precision takes one of auto, float32, bfloat16; got 'float16'"),
-        ("compile", "no", "--compile takes true or false; got 'no'"),
-        ("save_station", 0, f"--save-station {A_WHOLE_NUMBER} 0"),
-        ("log_every", 0, f"--log-every {A_WHOLE_NUMBER} 0"),
-        ("out", "", "--out takes a text; got ''"),
+        ("label_smoothing", 1.0, "`label_smoothing` must be a number >= 0 and < 1; got 1.0"),
+        ("label_smoothing", -0.1, "`label_smoothing` must be a number >= 0 and < 1; got -0.1"),
+        ("clip_norm", 0.0, "`clip_norm` must be a number > 0; got 0.0"),
+        ("ema_decay", 1.0, "`ema_decay` must be a number >= 0 and < 1; got 1.0"),
+        ("seed", -1, "`seed` must be an integer >= 0 and <= 18446744073709551615; got -1"),
+        ("seed", 2**64, "`seed` must be an integer >= 0 and <= 18446744073709551615; got 18446744073709551616"),
+        ("device", "gpu", "`device` must be auto, cpu, cuda, cuda:N or mps; got 'gpu'"),
+        ("device", "cuda:x", "`device` must be auto, cpu, cuda, cuda:N or mps; got 'cuda:x'"),
+        ("device", "cuda:-1", "`device` must be auto, cpu, cuda, cuda:N or mps; got 'cuda:-1'"),
+        ("device", "cpu:0", "`device` must be auto, cpu, cuda, cuda:N or mps; got 'cpu:0'"),
+        ("device", "", "`device` must be auto, cpu, cuda, cuda:N or mps; got ''"),
+        ("device", 0, "`device` must be auto, cpu, cuda, cuda:N or mps; got 0"),
+        ("workers", -1, "`workers` must be an integer >= 0; got -1"),
+        ("precision", "float16", "`precision` must be one of auto, float32, bfloat16; got 'float16'"),
+        ("compile", "no", "`compile` must be true or false; got 'no'"),
+        ("save_station", 0, f"`save_station` {AN_INTEGER} 0"),
+        ("log_every", 0, f"`log_every` {AN_INTEGER} 0"),
+        ("out", "", "`out` must be a non-empty string; got ''"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: Any, message: str) -> None:
@@ -158,13 +158,13 @@ def test_values_out_of_range_are_refused(name: str, value: Any, message: str) ->
 def test_device_numbers_are_numbers(name: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings(device=name)
-    assert str(caught.value) == f"--device takes auto, cpu, cuda, cuda:N or mps; got {name!r}"
+    assert str(caught.value) == f"`device` must be auto, cpu, cuda, cuda:N or mps; got {name!r}"
 
 
 # Failed when it was written: True is an int.
 def test_yes_is_no_number() -> None:
     """As everywhere else: `crop_scale = true` in a config file is a slip."""
-    with pytest.raises(SettingsError, match="--crop-scale takes a number > 0 and <= 1; got True"):
+    with pytest.raises(SettingsError, match="`crop_scale` must be a number > 0 and <= 1; got True"):
         Settings(crop_scale=True)
 
 
@@ -209,7 +209,7 @@ def test_settings_do_not_change() -> None:
         settings.epochs = 3
     changed = attrs.evolve(settings, epochs=3)
     assert (settings.epochs, changed.epochs) == (10, 3)
-    with pytest.raises(SettingsError, match="--epochs takes a whole number >= 1; got 0"):
+    with pytest.raises(SettingsError, match="`epochs` must be an integer >= 1; got 0"):
         attrs.evolve(settings, epochs=0)
 
 
@@ -252,9 +252,9 @@ def test_names_of_a_mapping_take_hyphens_and_underscores() -> None:
     ("name", "hint"),
     [
         ("epoch", "; did you mean 'epochs'?"),
-        ("batchsize", "; did you mean 'batch-size'?"),
-        ("batch-sise", "; did you mean 'batch-size'?"),
-        ("label_smothing", "; did you mean 'label-smoothing'?"),
+        ("batchsize", "; did you mean 'batch_size'?"),
+        ("batch-sise", "; did you mean 'batch_size'?"),
+        ("label_smothing", "; did you mean 'label_smoothing'?"),
         ("learning-rate", ""),
         ("xyz", ""),
     ],
@@ -262,7 +262,7 @@ def test_names_of_a_mapping_take_hyphens_and_underscores() -> None:
 def test_unknown_names_are_refused_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(SettingsError) as caught:
         from_mapping({"epochs": 1, name: 2}, source="run.toml")
-    assert str(caught.value) == f"run.toml: no setting is called {name!r}{hint}"
+    assert str(caught.value) == f"run.toml: there is no setting {name!r}{hint}"
 
 
 # Failed when it was written: the second silently won.
@@ -301,8 +301,8 @@ def test_the_check_for_torch_can_fail() -> None:
 
 def test_where_the_images_are_is_one_setting() -> None:
     below = {"train_dir": "a", "val_dir": "b", "lr": 0.1}
-    assert layered(below, {"data": "c"}) == {"lr": 0.1, "data": "c"}
-    assert layered(below, {"lr": 0.2}) == {"train_dir": "a", "val_dir": "b", "lr": 0.2}
-    assert layered({"dataset": "mnist", "data": "c"}, {"data": "d"}) == {"dataset": "mnist", "data": "d"}
-    assert layered(below, {"dataset": "mnist"}) == {"lr": 0.1, "dataset": "mnist"}
-    assert layered({"data": "c"}, {"train_dir": "a", "val_dir": "b"}) == {"train_dir": "a", "val_dir": "b"}
+    assert merge(below, {"data": "c"}) == {"lr": 0.1, "data": "c"}
+    assert merge(below, {"lr": 0.2}) == {"train_dir": "a", "val_dir": "b", "lr": 0.2}
+    assert merge({"dataset": "mnist", "data": "c"}, {"data": "d"}) == {"dataset": "mnist", "data": "d"}
+    assert merge(below, {"dataset": "mnist"}) == {"lr": 0.1, "dataset": "mnist"}
+    assert merge({"data": "c"}, {"train_dir": "a", "val_dir": "b"}) == {"train_dir": "a", "val_dir": "b"}
