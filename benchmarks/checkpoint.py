@@ -16,6 +16,7 @@ import torch
 import ftrain
 from ftrain import models
 from ftrain.disk import checkpoint
+from ftrain.disk.saver import Saver
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
                 times["in line"].append(time.perf_counter() - began)
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
-                with checkpoint.Saver() as saver:
+                with Saver() as saver:
                     snapshot = checkpoint.Snapshot.of(state, number)
                     saver.start(lambda at=Path(folder), what=snapshot: checkpoint.save(at, what, {}))
                     times["stall"].append(time.perf_counter() - began)

@@ -95,7 +95,10 @@ def by_lightning(options):
 
 
 def by_ftrain(options):
-    from ftrain.run import loop, prepare, provenance
+    from ftrain.run import provenance
+    from ftrain.run.events import EpochEnded, Evaluating
+    from ftrain.run.fit import fit
+    from ftrain.run.resolve import resolve
     from ftrain.run.settings import Settings
 
     settings = Settings(
@@ -108,16 +111,16 @@ def by_ftrain(options):
         device=options.device,
         cache=options.cache,
     )
-    resolved, images, _ = prepare.resolve(settings)
+    spec, images = resolve(settings)
     with tempfile.TemporaryDirectory() as folder:
-        run = provenance.new_run(resolved, images, Path(folder) / "run", [])
+        run = provenance.new_run(spec, images, Path(folder) / "run", [])
         began = time.perf_counter()  # so that what decodes into the cache counts in the first epoch
         rates = []
-        for event in loop.fit(run, images):
-            if isinstance(event, loop.Evaluating):
+        for event in fit(run, spec, images):
+            if isinstance(event, Evaluating):
                 steps = images.steps_per_epoch
                 rates.append(steps * options.batch / (time.perf_counter() - began))
-            elif isinstance(event, loop.EpochEnded):
+            elif isinstance(event, EpochEnded):
                 began = time.perf_counter()
     return rates
 

@@ -54,7 +54,7 @@ if importlib.util.find_spec("ftrain") is None:
 # What ftrain imports and nothing here calls: they annotate, read checkpoints and JPEG files, and name cache folders.
 if missing := [
     name
-    for name in ("jaxtyping", "safetensors", "simplejpeg", "platformdirs")
+    for name in ("jaxtyping", "psutil", "safetensors", "simplejpeg", "platformdirs")
     if importlib.util.find_spec(name) is None
 ]:
 
@@ -277,28 +277,30 @@ def ensemble(options, turns, *, stacked):
 
 
 def resolved(options):
-    from ftrain.run import prepare
+    from ftrain.run.resolve import resolve
     from ftrain.run.settings import Settings
 
     fields = {"data": "folder", "epochs": "epochs", "image_size": "size", "batch_size": "batch", "device": "device"}
     asked = {field: getattr(options, name) for field, name in fields.items()}
     compiled = options.device == "cuda"  # by itself it would not be, in so short a run
-    return prepare.resolve(Settings(model=options.model, cache="ram", compile=compiled, **asked))[:2]
+    return resolve(Settings(model=options.model, cache="ram", compile=compiled, **asked))
 
 
 def by_fit(options, turns):
-    from ftrain.run import log, loop, provenance
+    from ftrain.run import log, provenance
+    from ftrain.run.events import Evaluating, StepTaken
+    from ftrain.run.fit import fit
 
-    settings, images = resolved(options)
+    spec, images = resolved(options)
     log.Log.read = torch.profiler.record_function(READING)(log.Log.read)
     profiler = torch.profiler.profile()  # of all that there is
     seconds, began = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for event in loop.fit(provenance.new_run(settings, images, Path(folder) / "run", []), images):
-            if isinstance(event, loop.Evaluating) and 1 < event.epoch < options.epochs:
+        for event in fit(provenance.new_run(spec, images, Path(folder) / "run", []), spec, images):
+            if isinstance(event, Evaluating) and 1 < event.epoch < options.epochs:
                 turns.wait()
                 seconds.append((time.perf_counter() - began) / (images.steps_per_epoch - 1))
-            if not isinstance(event, loop.StepTaken):
+            if not isinstance(event, StepTaken):
                 continue
             place = (event.step - 1) % images.steps_per_epoch
             if place == 0:
@@ -317,18 +319,17 @@ def by_fit(options, turns):
 
 
 def by_bare_step(options, turns):
-    from ftrain.data.batches import load, on_device
-    from ftrain.run import kernels, prepare
+    from ftrain.data import load, on_device
+    from ftrain.run import kernels
+    from ftrain.run.build import build
 
-    settings, images = resolved(options)
-    classes = len(images.train.classes)
-    network, optimizer = prepare.network(settings, classes), prepare.optimizer(settings, images.steps_per_epoch)
-    take, _ = prepare.steps(settings, network, optimizer, classes)
-    state = prepare.first_state(settings, network, optimizer)
-    [(batch, _)] = on_device(load(images, images.train_jobs(0)[:1]), torch.device(settings.device))
-    with kernels.chosen(settings):
+    spec, images = resolved(options)
+    program = build(spec)
+    state = program.init()
+    [(batch, _)] = on_device(load(images, images.train_jobs(0)[:1]), spec.torch_device)
+    with kernels.using(spec):
         for _ in turns:
-            state, _ = take(state, batch)
+            state, _ = program.train_step(state, batch)
 
 
 def waits(events):

@@ -59,21 +59,25 @@ def status(name):
 
 def measure(folder, epochs):
     """In a process of its own: images a second of every epoch, and resident MB at its end."""
-    from ftrain.run import loop, prepare, provenance
+    from ftrain.run import provenance
+    from ftrain.run.events import EpochEnded, Evaluating, StepTaken
+    from ftrain.run.fit import fit
+    from ftrain.run.resolve import resolve
     from ftrain.run.settings import Settings
 
     settings = Settings(
         model=MODEL, data=folder, epochs=epochs, image_size=32, batch_size=64, device="cpu", cache="none", workers=1
     )
-    resolved, images, _ = prepare.resolve(settings)
+    spec, images = resolve(settings)
     rates, memory = [], []
     with tempfile.TemporaryDirectory() as runs:
-        for event in loop.fit(provenance.new_run(resolved, images, Path(runs) / "run", []), images):
-            if isinstance(event, loop.StepTaken) and (event.step - 1) % images.steps_per_epoch == AHEAD:
+        run = provenance.new_run(spec, images, Path(runs) / "run", [])
+        for event in fit(run, spec, images):
+            if isinstance(event, StepTaken) and (event.step - 1) % images.steps_per_epoch == AHEAD:
                 began = time.perf_counter()
-            elif isinstance(event, loop.Evaluating):
+            elif isinstance(event, Evaluating):
                 rates.append((images.steps_per_epoch - 1 - AHEAD) * 64 / (time.perf_counter() - began))
-            elif isinstance(event, loop.EpochEnded):
+            elif isinstance(event, EpochEnded):
                 memory.append(status("VmRSS"))
     print(json.dumps({"rates": rates, "memory": memory, "peak": status("VmHWM")}))
 

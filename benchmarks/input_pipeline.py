@@ -5,7 +5,7 @@
 FOLDER holds train/ with a folder per class. torchvision's is ImageFolder, RandomResizedCrop, RandomHorizontalFlip,
 ToImage, ToDtype, Normalize and a DataLoader whose workers stay alive; both crop shares of 0.35 to 1 of the area, in
 batches of 64. "first" is an epoch from the files, starting the workers included; "cached" is a later epoch over decoded
-images that are kept on disk. A round takes one of each; figures are medians over the rounds. Every file is read once
+images that are cache on disk. A round takes one of each; figures are medians over the rounds. Every file is read once
 before, so that all find it in the system's memory.
 
 To reach with 2 workers on 2 cores, on photographs of about 400 x 533: first 1.5 x torchvision's at 224 px, 2 x at 128,
@@ -27,9 +27,8 @@ import torchvision
 from torchvision.transforms import v2
 
 import ftrain
-from ftrain.data import Augmentation, Images, scan
-from ftrain.data import batches as load
-from ftrain.data.cache import keep
+from ftrain.data import Augmentation, Images, load, scan
+from ftrain.data.cache import build_cache
 
 BATCH, CROP, EPOCHS = 64, 0.35, 4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -87,24 +86,24 @@ def measure(folder, size, workers, rounds):
     images = Images(train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation)
     count = images.steps_per_epoch * BATCH
     rates = {"reference, first": [], "reference, later": [], "ftrain, first": [], "ftrain, cached": []}
-    kept = None
+    cache = None
     for _ in range(rounds):
         reference = reference_loader(folder / "train", size, workers)
         rates["reference, first"].append(count / seconds_of(reference))
         rates["reference, later"].append(count / seconds_of(reference))
         del reference
         rates["ftrain, first"].append(count / seconds_of(load(images, images.train_jobs(0), workers=workers)))
-        if kept is None:
+        if cache is None:
             began = time.perf_counter()
-            building = keep(train, images.train_form, "disk", workers=workers)
-            while kept is None:
+            building = build_cache(train, images.train_cache_format, "disk", workers=workers)
+            while cache is None:
                 try:
                     next(building)
                 except StopIteration as end:
-                    kept = end.value
+                    cache = end.value
             build = time.perf_counter() - began
         cached = Images(
-            train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation, train_store=kept
+            train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation, train_cache=cache
         )
         times, memory = later_epochs(cached, workers)
         rates["ftrain, cached"].extend(count / seconds for seconds in times)
@@ -113,7 +112,7 @@ def measure(folder, size, workers, rounds):
     for name, rate in medians.items():
         other = medians["reference, later" if name in ("ftrain, cached", "reference, later") else "reference, first"]
         print(f"  {name:<18} {rate:9.0f}   {rate / other:6.2f}")
-    print(f"  keeping {len(train)} images: {build:.1f} s, {kept.plan.bytes / 1e6:.0f} MB")
+    print(f"  keeping {len(train)} images: {build:.1f} s, {cache.plan.bytes / 1e6:.0f} MB")
     print("  memory after each epoch, MB:", *(f"{value / 1e6:.0f}" for value in memory))
 
 
@@ -131,7 +130,7 @@ print(
 with tempfile.TemporaryDirectory() as cache:
     platformdirs.user_cache_path = lambda _: Path(cache)
     files = scan(options.folder / "train")
-    total = sum(len(Path(files.name(position)).read_bytes()) for position in range(len(files)))
+    total = sum(len(Path(files.image_name(position)).read_bytes()) for position in range(len(files)))
     print(f"{len(files)} images, {total / 1e6:.0f} MB")
     for size in map(int, options.sizes.split(",")):
         measure(options.folder, size, options.workers, options.rounds)

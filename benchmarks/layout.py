@@ -70,7 +70,7 @@ def main():
         contiguous, last = (1e3 * statistics.median(times) for times in zip(*rounds, strict=True))
         ratio = statistics.median(after / before for before, after in rounds)
         counted = models.convolutions(name)
-        rule = kernels.memory_format(name, torch.device(options.device))
+        rule = kernels.memory_format(models.convolutions(name), torch.device(options.device))
         measured = f"{contiguous:>9.0f} ms{last:>6.0f} ms{ratio:>7.2f}"
         kinds = f"{counted.count:>13}{counted.depthwise:>11}{counted.pointwise:>7}"
         print(f"{name:20}{kinds}{measured}  {rule}", flush=True)

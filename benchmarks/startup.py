@@ -32,12 +32,12 @@ optimizer.step()
 """
 FIT = """
 import os
-from ftrain.run import loop
+from ftrain.run import session
 
 def first(*_):
     os._exit(0)
 
-loop.StepTaken = first
+session.StepTaken = first
 from ftrain_cli.main import app
 app(prog_name='ftrain')
 """

@@ -29,6 +29,7 @@ import torch
 import torchvision
 
 import ftrain
+from ftrain import models
 from ftrain.run import kernels
 
 OTHERS = 64, 32, {}
@@ -107,7 +108,7 @@ def status(name):
 
 def made(name, way):
     """A step of a network."""
-    last = kernels.memory_format(name, torch.device("cpu")) == "channels_last"
+    last = kernels.memory_format(models.convolutions(name), torch.device("cpu")) == "channels_last"
     options = {"last": last} if WAYS[way] is not by_hand else {}
     return WAYS[way](*parts(name), **options)
 
@@ -174,7 +175,7 @@ def main():
     print(f"{options.rounds} rounds of {STEPS} steps; milliseconds a step, MB at the peak")
     for name in options.models.split(","):
         side, batch, _ = CASES.get(name, OTHERS)
-        layout = kernels.memory_format(name, torch.device("cpu"))
+        layout = kernels.memory_format(models.convolutions(name), torch.device("cpu"))
         ways = ["hand", *(["hand, last"] if layout == "channels_last" else []), "donated"]
         ways += ["compiled"] if options.compile else []
         print(f"{name}, {side} px, batch {batch}; ftrain {layout.replace('_', ' ')}", flush=True)
