@@ -239,7 +239,9 @@ def _no_class_folders(root: Path, stray: int) -> str:
             f"{found}, but {images} directly in it. There must be one folder per class: move the images of each class "
             "to a folder that is named after it"
         )
-    return f"{found}; expected one folder of images per class, named after the class. Create them or choose another folder"
+    return (
+        f"{found}; expected one folder of images per class, named after the class. Create them or choose another folder"
+    )
 
 
 def _listed(names: Iterable[str | bytes], most: int = 5) -> str:

@@ -16,6 +16,7 @@ from ftrain.errors import SettingsError
 from ftrain.losses import Loss
 from ftrain.metrics import Metric
 from ftrain.steps import Augment
+from ftrain.text import shown
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -55,16 +56,16 @@ class Custom:
         return parts
 
 
-def check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two records, in words."""
     changes = []
     for name in sorted({*was, *now}):
         if name not in now:
-            changes.append(f"`{name}` was {was[name]['name']} of your own and is not given")
+            changes.append(f"`{name}` was {shown(was[name]['name'])}, passed from Python, and is not given now")
         elif name not in was:
-            changes.append(f"`{name}` is {now[name]['name']} of your own and was not given")
+            changes.append(f"`{name}` is {shown(now[name]['name'])}, passed from Python, and was not given before")
         elif was[name]["sha256"] != now[name]["sha256"]:
-            changes.append(f"the source of `{name}` ({now[name]['name']}) has changed")
+            changes.append(f"the source of `{name}` has changed ({shown(now[name]['name'])})")
     return changes
 
 

@@ -20,7 +20,7 @@ from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder
 from ftrain.run import kernels
-from ftrain.run.custom import Custom, check_same
+from ftrain.run.custom import Custom, differences
 from ftrain.run.folder import RunFolder
 from ftrain.run.settings import HARMLESS, LOCATIONS, Settings
 from ftrain.run.spec import RunSpec
@@ -79,7 +79,7 @@ def resumed_run(
         gone = [name for name in names if name in run.config["asked"] and name not in asked and was[name] == now[name]]
         changes += [f"`{name}` was given as {was[name]}, and is not given now" for name in gone]
     custom_record = (custom or Custom()).record(spec.model)
-    changes += check_same(run.config.get("custom", {}), custom_record)
+    changes += differences(run.config.get("custom", {}), custom_record)
     for name, source in _sources(images).items():
         recorded = run.config["data"][name]
         if source.fingerprint != recorded["fingerprint"]:

@@ -303,7 +303,10 @@ def test_weights_from_a_file_with_another_head(data, tmp_path):
     out = tmp_path / "run"
     result = ftrain_command("fit", "--data", data, *QUICK, "--epochs", 1, "--weights", weights, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "skipped 2 (fc.bias: its shape is [7] instead of [3], fc.weight: its shape is [7, 1024] instead of [3, 1024])" in result.output
+    assert (
+        "skipped 2 (fc.bias: its shape is [7] instead of [3], fc.weight: its shape is [7, 1024] instead of [3, 1024])"
+        in result.output
+    )
     report = json.loads((out / "weights.json").read_text())
     assert report["at_random"] == ["fc.weight", "fc.bias"]
     assert "conv1.0.weight" in report["loaded"]
@@ -325,7 +328,13 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "the closest names are resnet34", *fit, "--model", "resnet33")
     refused(2, "--lr must be a number > 0; got -1.0", *fit, "--lr", "-1")
     refused(2, "--epochs must be an integer >= 1; got 0", *fit, "--epochs", 0)
-    refused(2, f"--batch-size is 19, but {data}/train has only 18 images; use a batch size of at most 18", *fit, "--batch-size", 19)
+    refused(
+        2,
+        f"--batch-size is 19, but {data}/train has only 18 images; use a batch size of at most 18",
+        *fit,
+        "--batch-size",
+        19,
+    )
     refused(2, "--device must be auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
     refused(2, f"no such folder: {tmp_path}/nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
     refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
@@ -357,16 +366,38 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "there is no weights file no.pth", *fit, *QUICK, "--weights", "no.pth", "--out", "new")
     refused(2, "there is no weights file ~nosuchuser/no.pth", *fit, *QUICK, "--weights", "~nosuchuser/no.pth")
     refused(2, "--batch-size 1 is too small for resnet18", *fit, "--model", "resnet18", "--batch-size", 1)
-    refused(2, "--accumulate must divide the batch into equal parts; got 3 for a batch of 4", *fit, *QUICK, "--accumulate", 3)
-    refused(2, "--batch-size 4 in 4 parts is too small for resnet18 at --image-size 32", *fit, *QUICK, "--model", "resnet18", "--accumulate", 4)
+    refused(
+        2,
+        "--accumulate must divide the batch into equal parts; got 3 for a batch of 4",
+        *fit,
+        *QUICK,
+        "--accumulate",
+        3,
+    )
+    refused(
+        2,
+        "--batch-size 4 in 4 parts is too small for resnet18 at --image-size 32",
+        *fit,
+        *QUICK,
+        "--model",
+        "resnet18",
+        "--accumulate",
+        4,
+    )
     refused(2, "--warmup-epochs must be less than --epochs; got 2 of 2 epochs", *fit, *QUICK, "--warmup-epochs", 2)
     refused(2, "--override is for a run that resumes; give it with --resume RUN", *fit, "--override")
     refused(2, "--out is for a new run", *fit, "--resume", "full", "--out", "new")
     (tmp_path / "range.toml").write_text("epochs = 0\n")
     refused(2, "--config range.toml: --epochs must be an integer >= 1; got 0", *fit, "--config", "range.toml")
     for text, message in (
-        ("7", "cannot read full/config.json: it is not a JSON object, and no checkpoint has a copy of it. Start a new run"),
-        ('{"settings": {}}', "cannot read full/config.json: it is damaged: its checksum does not match, and no checkpoint has a copy of it"),
+        (
+            "7",
+            "cannot read full/config.json: it is not a JSON object, and no checkpoint has a copy of it. Start a new run",
+        ),
+        (
+            '{"settings": {}}',
+            "cannot read full/config.json: it is damaged: its checksum does not match, and no checkpoint has a copy of it",
+        ),
         (sealed.dump({"settings": {}}).decode(), "config.json lacks asked, command, device, versions, data, classes"),
     ):
         (tmp_path / "full" / "config.json").write_text(text)
@@ -430,7 +461,9 @@ def test_plain_lines_where_the_output_is_no_terminal(data, tmp_path):
     result = ftrain_command("fit", "--data", data, *QUICK, "--out", tmp_path / "run")
     lines = result.stdout.splitlines()
     assert lines[0] == f"run: {tmp_path / 'run'}"
-    assert lines[1].startswith("shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 for validation; 32 px")
+    assert lines[1].startswith(
+        "shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 for validation; 32 px"
+    )
     assert [line.split("  ")[0] for line in lines[2:4]] == ["epoch 1/2", "epoch 2/2"]
     assert lines[4].startswith("done: validation accuracy ")
     assert "\x1b" not in result.stdout

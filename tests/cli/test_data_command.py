@@ -64,7 +64,9 @@ def test_check_finds_duplicates_leaks_conflicts_and_broken_files(data, tmp_path,
     broken.write_bytes(broken.read_bytes()[:800])
     result = ftrain_command("data", "check", data, "--out", tmp_path / "out", "--workers", workers)
     assert result.exit_code == 65
-    assert "exact duplicates: 3 groups, of which 1 are in both train and val, and 1 have several labels" in result.output
+    assert (
+        "exact duplicates: 3 groups, of which 1 are in both train and val, and 1 have several labels" in result.output
+    )
     assert f"{data / 'train' / 'b' / '0.png'} = {data / 'val' / 'b' / 'leak.png'}" in result.output
     assert f"cannot read the image {broken}" in result.output
     report = json.loads((tmp_path / "out" / "check.json").read_text())

@@ -25,8 +25,8 @@ from ftrain.data.order import train_indices
 from ftrain.disk import checkpoint, durable, sealed
 from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
 from ftrain.losses import cross_entropy
-from ftrain.run import folder as run_folder
 from ftrain.run import build, events, provenance
+from ftrain.run import folder as run_folder
 from ftrain.run.fit import fit
 
 

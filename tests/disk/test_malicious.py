@@ -279,7 +279,10 @@ def test_a_refused_file_of_weights_ends_the_command_with_65(tmp_path):
     arguments = ["fit", "--model", "shufflenet_v2_x0_5", "--weights", str(path), "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--device", "cpu", "--workers", "0"])
     assert result.exit_code == 65, result.output
-    assert f"cannot load {path}: it is damaged, or holds more than tensors, such as code, which is never run" in result.output
+    assert (
+        f"cannot load {path}: it is damaged, or holds more than tensors, such as code, which is never run"
+        in result.output
+    )
     assert not (tmp_path / "proof").exists()
     assert not (tmp_path / "run").exists()
 

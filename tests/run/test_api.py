@@ -1,0 +1,291 @@
+"""The Python interface to runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ftrain_cli.main import app
+from PIL import Image
+from signal_runs import make_images
+from typer.testing import CliRunner
+
+import ftrain
+from ftrain.errors import DataError, SettingsError
+from ftrain.run.events import EpochEnded, Opened, Started, StepTaken, Stopped
+
+MODEL = "shufflenet_v2_x0_5"
+OPTIONS = {"epochs": 2, "batch_size": 4, "device": "cpu", "workers": 0, "cache": "none", "log_every": 1}
+
+
+class Net(torch.nn.Module):
+    """Three layers that a caller could have written."""
+
+    def __init__(self, classes=2):
+        super().__init__()
+        self.features = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.BatchNorm2d(4))
+        self.head = torch.nn.Linear(4, classes)
+
+    def forward(self, images):
+        return self.head(self.features(images).relu().mean(dim=(2, 3)))
+
+
+def net():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net()
+
+
+def arrays(count=24):
+    """Dark images of class 0 and light images of class 1."""
+    noise = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    pixels = noise.integers(0, 128, (count, 16, 16, 3)) + 127 * labels[:, None, None, None]
+    return pixels.astype(np.uint8), labels
+
+
+def pair():
+    pixels, labels = arrays()
+    return (pixels[:16], labels[:16]), (pixels[16:], labels[16:])
+
+
+def squared(logits, labels):
+    return (logits - torch.nn.functional.one_hot(labels, 2)).square().mean(dim=-1)
+
+
+def confidence(logits, labels):
+    return logits.softmax(dim=-1).amax(dim=-1)
+
+
+def brighter(key, images):
+    return images.float() + 10.0 * ftrain.random.uniform(key, (len(images), 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_images(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    return ftrain.fit(model=MODEL, data=data, out=tmp_path_factory.mktemp("runs") / "run", progress=False, **OPTIONS)
+
+
+def test_fit_gives_the_bits_of_the_command(run, data, tmp_path):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
+    result = CliRunner().invoke(app, ["fit", f"--model={MODEL}", f"--data={data}", f"--out={tmp_path / 'run'}", *flags])
+    assert result.exit_code == 0, result.output
+    last = Path("checkpoints") / "step_00000006" / "state.safetensors"
+    assert (run.folder / last).read_bytes() == (tmp_path / "run" / last).read_bytes()
+    assert (run.folder / "curves.png").is_file()
+    assert run.config["command"] == ["ftrain.fit", *(f"{name}={value}" for name, value in run.config["asked"].items())]
+
+
+def test_metrics_are_columns_of_equal_length(run):
+    columns = run.metrics
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {len(column) for column in columns.values()} == {len(lines)} == {8}
+    assert columns["kind"] == ["step"] * 3 + ["epoch"] + ["step"] * 3 + ["epoch"]
+    assert columns["step"] == [1, 2, 3, 3, 4, 5, 6, 6]
+    assert columns["val_accuracy"][3] == lines[3]["val"]["accuracy"]
+    assert columns["loss"][0] == lines[0]["loss"]
+    assert np.isnan(columns["val_accuracy"][0]) and np.isnan(columns["loss"][3])
+
+
+def test_images_of_every_kind_are_predicted_like_their_file(run, data, tmp_path):
+    path = sorted((data / "val").rglob("*.png"))[0]
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    found = run.predict([path, Image.open(path), pixels, tensor])
+    assert [each["image"] for each in found] == [str(path), 1, 2, 3]
+    assert all(each["classes"] == found[0]["classes"] for each in found)
+    assert sum(each["probability"] for each in found[0]["classes"]) == pytest.approx(1.0)
+    result = CliRunner().invoke(app, ["predict", str(run.folder), str(path), "--json", "--device", "cpu"])
+    assert json.loads(result.stdout) == found[:1]
+    assert [len(each["classes"]) for each in run.predict([pixels], top=1)] == [1]
+    with pytest.raises(DataError, match="missing.png"):
+        run.predict([tmp_path / "missing.png"])
+    with pytest.raises(SettingsError, match="`images` must be a list of images; got a single path"):
+        run.predict(path)
+
+
+def test_evaluate_takes_folders_and_arrays(run, data):
+    whole = run.evaluate()
+    assert whole.metrics["count"] == 5
+    assert whole.confusion.sum() == 5
+    for folder in (data, data / "val"):
+        assert run.evaluate(folder).metrics == whole.metrics
+    pixels, labels = arrays(6)
+    found = run.evaluate((pixels, labels))
+    assert found.metrics["count"] == 6
+    assert found.class_scores["images"].tolist() == [3, 3]
+
+
+def test_module_state_and_apply_are_the_same_network(run):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
+    state, network = run.state(), run.module()
+    logits, _ = run.apply(state.params, state.buffers, images, train=False)
+    assert not network.training
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (run.spec.mean, run.spec.std))
+    assert torch.allclose(network((images / 255 - mean) / std), logits, atol=1e-4)
+    assert int(run.state(last=True).step) == 6
+    assert set(state.opt_state) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_events_can_be_stopped_and_resumed_to_the_same_bits(run, data, tmp_path):
+    options = {"model": MODEL, "data": str(data), **OPTIONS}
+    taken = [0]
+    kinds = []
+    for event in ftrain.events(out=tmp_path / "run", stop=lambda: taken[-1] >= 4, **options):
+        kinds.append(type(event))
+        if isinstance(event, StepTaken):
+            taken.append(event.step)
+    assert kinds[0] is Opened
+    assert kinds[-1] is Stopped
+    assert [kinds.count(kind) for kind in (Started, StepTaken, EpochEnded)] == [1, 4, 1]
+    again = ftrain.fit(resume=tmp_path / "run", progress=False)
+    last = Path("checkpoints") / "step_00000006" / "state.safetensors"
+    assert (again.folder / last).read_bytes() == (run.folder / last).read_bytes()
+
+
+def test_progress_is_shown(data, tmp_path, capsys):
+    ftrain.fit(model=MODEL, data=data, out=tmp_path / "run", **{**OPTIONS, "epochs": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run: {tmp_path / 'run'}"
+    assert lines[1].startswith(
+        f"{MODEL} (0.3 M parameters) on 13 images of 2 classes, 5 for validation; 32 px, batch 4"
+    )
+    assert any(line.startswith("epoch 1/1  train loss ") and line.endswith(" s  best") for line in lines)
+    assert lines[-2].startswith("done: validation accuracy ")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of a network, arrays, loss, metric and augmentation of one's own; and the network."""
+    network = net()
+    folder = tmp_path_factory.mktemp("own") / "run"
+    parts = {"loss": squared, "metrics": {"confidence": confidence}, "augment": brighter}
+    return ftrain.fit(model=network, data=pair(), out=folder, progress=False, **parts, **OPTIONS), network
+
+
+def test_everything_of_ones_own_is_used(own):
+    run, network = own
+    assert (run.spec.model, run.classes) == ("Net", ("0", "1"))
+    assert torch.equal(network.head.weight, net().head.weight), "the caller's module was changed"
+    line = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()][-1]
+    assert 0.5 <= line["val"]["confidence"] <= 1.0
+    assert 0.5 <= line["train"]["confidence"] <= 1.0
+    pixels, labels = pair()[1]
+    state = run.restored(last=True).state
+    logits, _ = run.apply(state.params, state.buffers, _resized(pixels), train=False)
+    expected = squared(logits, torch.from_numpy(labels)).mean()
+    assert line["val"]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert {name: part["name"] for name, part in run.config["custom"].items()} == {
+        "model": "Net",
+        "loss": "squared",
+        "metrics.confidence": "confidence",
+        "augment": "brighter",
+    }
+
+
+def _resized(pixels):
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    size = (32, 32)
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def test_augmentation_of_ones_own_changes_the_training(own, tmp_path):
+    run, network = own
+    parts = {"loss": squared, "metrics": {"confidence": confidence}}
+    plain = ftrain.fit(model=network, data=pair(), out=tmp_path / "run", progress=False, **parts, **OPTIONS)
+    assert plain.metrics["loss"][0] != run.metrics["loss"][0]
+
+
+def test_a_run_of_ones_own_resumes_with_the_same_parts_alone(own, tmp_path):
+    run, network = own
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    parts = {"loss": squared, "metrics": {"confidence": confidence}, "augment": brighter}
+    again = ftrain.fit(model=network, data=pair(), resume=folder, progress=False, **parts)
+    last = Path("checkpoints") / "step_00000008" / "state.safetensors"
+    assert (again.folder / last).read_bytes() == (run.folder / last).read_bytes()
+    for changes, message in (
+        ({"loss": None}, "`loss` was squared, passed from Python, and is not given now"),
+        ({"loss": confidence}, r"the source of `loss` has changed \(confidence\)"),
+        ({"model": torch.nn.Sequential(Net())}, r"the source of `model` has changed \(Sequential\)"),
+        ({"model": None}, "is Net, a module that was passed from Python; pass it again as `model`"),
+        ({"data": None}, "were passed from Python; pass the same images as `data`"),
+        ({"data": (pair()[0], (pair()[1][0][::-1], pair()[1][1]))}, "the validation images have changed"),
+    ):
+        arguments = {"model": network, "data": pair(), "resume": folder, **parts, **changes}
+        with pytest.raises(SettingsError, match=message):
+            ftrain.fit(progress=False, **arguments)
+
+
+def test_a_run_of_ones_own_module_opens_with_that_module(own):
+    run, network = own
+    with pytest.raises(SettingsError, match="pass it again as `model`"):
+        ftrain.open_run(run.folder)
+    opened = ftrain.open_run(run.folder, model=network)
+    pixels, _ = arrays(3)
+    assert opened.predict(pixels) == run.predict(pixels)
+
+
+FILE = """
+import torch
+
+def make_network(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, num_classes))
+"""
+
+
+def test_the_command_takes_a_network_from_a_file(data, tmp_path):
+    (tmp_path / "net.py").write_text(FILE)
+    flags = ["--epochs=1", "--batch-size=4", "--device=cpu", "--workers=0", f"--out={tmp_path / 'run'}"]
+    command = ["fit", f"--model={tmp_path / 'net.py'}:make_network", f"--data={data}", *flags]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert int(ftrain.open_run(tmp_path / "run").state().step) == 3
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "run"), f"--out={tmp_path / 'net.safetensors'}"])
+    assert exported.exit_code == 0, exported.output
+
+    (tmp_path / "net.py").write_text(FILE + "# changed\n")
+    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}"])
+    assert result.exit_code == 2
+    assert f"the source of --model has changed ({tmp_path / 'net.py'}:make_network)" in result.output
+    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", "--override"])
+    assert result.exit_code == 0, result.output
+
+    result = CliRunner().invoke(app, ["fit", f"--model={tmp_path / 'net.py'}:make_netwrok", f"--data={data}"])
+    assert result.exit_code == 2
+    assert "make_network" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epoch": 3}, "ftrain.fit: there is no setting 'epoch'; did you mean 'epochs'?"),
+        (
+            {"data": [1, 2, 3]},
+            "`data` must be a folder, or a pair of training and validation images; got list of length 3",
+        ),
+        ({"augment": 3}, "`augment` must be a function; got int"),
+        ({"metrics": {"f": 0.5}}, "`f` must be a function; got float"),
+        ({"override": True}, "`override=True` is for a run that resumes"),
+        ({"epochs": 0}, "`epochs` must be an integer >= 1; got 0"),
+        ({"resume": "nowhere"}, "`resume` must be the folder of a run, or auto; there is no run in nowhere"),
+        ({"model": "resnet35"}, "resnet"),
+    ],
+)
+def test_mistakes_are_reported_in_the_words_of_python(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError) as caught:
+        ftrain.fit(progress=False, **arguments)
+    assert message in str(caught.value)
+    assert "--" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
