@@ -3,9 +3,9 @@
     python benchmarks/input_pipeline.py FOLDER [--workers 2] [--rounds 3] [--sizes 64,128,224]
 
 FOLDER holds train/ with a folder per class. torchvision's is ImageFolder, RandomResizedCrop, RandomHorizontalFlip,
-ToImage, ToDtype, Normalize and a DataLoader whose workers stay alive; both crop shares of 0.35 to 1 of the area, in
+ToImage, ToDtype, Normalize and a DataLoader whose workers stay alive; both crop 0.35 to 1 of the area, in
 batches of 64. "first" is an epoch from the files, starting the workers included; "cached" is a later epoch over decoded
-images that are cache on disk. A round takes one of each; figures are medians over the rounds. Every file is read once
+images in a cache on disk. A round takes one of each; figures are medians over the rounds. Every file is read once
 before, so that all find it in the system's memory.
 
 To reach with 2 workers on 2 cores, on photographs of about 400 x 533: first 1.5 x torchvision's at 224 px, 2 x at 128,
@@ -112,7 +112,7 @@ def measure(folder, size, workers, rounds):
     for name, rate in medians.items():
         other = medians["reference, later" if name in ("ftrain, cached", "reference, later") else "reference, first"]
         print(f"  {name:<18} {rate:9.0f}   {rate / other:6.2f}")
-    print(f"  keeping {len(train)} images: {build:.1f} s, {cache.plan.bytes / 1e6:.0f} MB")
+    print(f"  caching {len(train)} images: {build:.1f} s, {cache.plan.bytes / 1e6:.0f} MB")
     print("  memory after each epoch, MB:", *(f"{value / 1e6:.0f}" for value in memory))
 
 
@@ -127,8 +127,8 @@ print(
     f"{PIL.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {options.workers} workers, "
     f"{options.rounds} rounds"
 )
-with tempfile.TemporaryDirectory() as cache:
-    platformdirs.user_cache_path = lambda _: Path(cache)
+with tempfile.TemporaryDirectory() as cache_folder:
+    platformdirs.user_cache_path = lambda _: Path(cache_folder)
     files = scan(options.folder / "train")
     total = sum(len(Path(files.image_name(position)).read_bytes()) for position in range(len(files)))
     print(f"{len(files)} images, {total / 1e6:.0f} MB")

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 import ftrain
-from ftrain.data import Augmentation, Images, sample_folder, scan
-from ftrain.data import batches as load
+from ftrain.data import Augmentation, Images, load, sample_folder, scan
 
 torch.manual_seed(0)
 network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 64), nn.Tanh(), nn.Linear(64, 10))
 train = scan(sample_folder() / "train")
-images = Images(train=train, val=train, batch_size=50, image_size=28, augmentation=Augmentation(mirror=False))
+images = Images(train=train, val=train, batch_size=50, image_size=28, augmentation=Augmentation(flip=False))
 batches = [batch[:3] for batch in load(images, images.train_jobs(0)[:11])]
 
 apply, params, buffers = ftrain.functionalize(network)

@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 import ftrain
-from ftrain.data import Images, sample_folder, scan
-from ftrain.data import batches as load
+from ftrain.data import Images, load, sample_folder, scan
 
 torch.manual_seed(0)
 network = nn.Sequential(

@@ -125,10 +125,11 @@ def test_folders_that_are_made_are_told_innermost_first(tmp_path: Path) -> None:
 WRITERS = {
     "durable.py",
     "lock.py",  # who holds a run, which nothing rests on
-    "store.py",  # pixels of a cache, by worker processes; flushed and named by durable's functions
-    "sample.py",  # the same, of the sample
+    "disk.py",  # the cache; flushed and renamed by durable's functions
+    "fill.py",  # pixels of the cache, by worker processes
+    "sample.py",  # the sample; flushed and renamed by durable's functions
     "split.py",  # copies of images
-    "sources.py",  # what torchvision downloads
+    "torchvision_datasets.py",  # what torchvision downloads
 }
 CALLS = {"write_text", "write_bytes", "symlink_to", "savefig", "rename", "fsync", "copy2", "save_file"}
 
