@@ -27,6 +27,13 @@ class ImageBatch(NamedTuple):
       weights: float32 [B], 1 for an example, and 0 for padding and skipped images.
       indices: the positions of the examples in the source, int64 [B].
       skipped: why an image was skipped, by its position in the source.
+
+    >>> from ftrain.data import from_arrays
+    >>> source = from_arrays(np.zeros((3, 8, 8), np.uint8), [0, 1, 1])
+    >>> images = Images(train=source, val=source, batch_size=2, image_size=8, eval_batch_size=4)
+    >>> [batch] = load(images, images.val_jobs())
+    >>> batch.labels.tolist(), batch.weights.tolist(), batch.skipped
+    ([0, 1, 1, 0], [1.0, 1.0, 1.0, 0.0], {})
     """
 
     images: Tensor

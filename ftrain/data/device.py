@@ -19,6 +19,15 @@ def on_device(batches: Iterable[ImageBatch], device: torch.device) -> Iterator[t
     Args:
       batches: from `load`, with `pin_memory=True` for a GPU.
       device: where to copy them.
+
+    >>> import numpy as np
+    >>> from ftrain.data import Images, from_arrays, load
+    >>> source = from_arrays(np.zeros((10, 8, 8), np.uint8), [0, 1] * 5)
+    >>> images = Images(train=source, val=source, batch_size=4, image_size=8)
+    >>> for (pixels, labels, weights), batch in on_device(load(images, images.train_jobs(0)), torch.device("cpu")):
+    ...     print(pixels.shape, len(labels), weights.tolist())
+    torch.Size([4, 3, 8, 8]) 4 [1.0, 1.0, 1.0, 1.0]
+    torch.Size([4, 3, 8, 8]) 4 [1.0, 1.0, 1.0, 1.0]
     """
     if device.type != "cuda":
         for batch in batches:

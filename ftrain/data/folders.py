@@ -37,6 +37,12 @@ class Index:
       sizes: int64 [N], the sizes of the files in bytes.
       modified: int64 [N], the times when the files were last written, in nanoseconds since 1970.
       fingerprint: a SHA-256 over the classes, the paths and the sizes, in hexadecimal.
+
+    >>> from ftrain.data import sample_folder
+    >>> index = scan(sample_folder() / "val")
+    >>> with index.open(0) as image:
+    ...     print(len(index), index.classes[:2], index.paths[0], image.size)
+    500 ('ankle-boot', 'bag') ankle-boot/00000.png (28, 28)
     """
 
     root: Path

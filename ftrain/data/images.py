@@ -17,6 +17,9 @@ class Job(NamedTuple):
     Attributes:
       split: which images.
       number: the step of the training run from 0 on, or the number of the batch in the validation data.
+
+    >>> Job("train", 17).number
+    17
     """
 
     split: Literal["train", "val"]

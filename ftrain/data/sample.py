@@ -24,6 +24,9 @@ def sample_folder() -> Path:
 
     Raises:
       OSError: if the cache folder cannot be written.
+
+    >>> sorted(path.name for path in sample_folder().iterdir())
+    ['LICENSE', 'SOURCE.md', 'train', 'val']
     """
     packed = resources.files("ftrain.data").joinpath(_ARCHIVE).read_bytes()
     cache = platformdirs.user_cache_path("ftrain")

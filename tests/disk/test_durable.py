@@ -146,5 +146,5 @@ def test_nothing_else_writes() -> None:
             if (name == "open" and any(set("wax+") & set(str(mode)) for mode in modes)) or name in CALLS:
                 found.add((path.name, name))
     outside = {(path, name) for path, name in found if path not in WRITERS}
-    # A picture is drawn into memory; a checkpoint is set aside by durable.rename.
-    assert outside == {("pictures.py", "savefig"), ("checkpoint.py", "rename")}
+    # A figure is drawn into memory; a checkpoint is quarantined by durable.rename.
+    assert outside == {("curves.py", "savefig"), ("checkpoint.py", "rename")}

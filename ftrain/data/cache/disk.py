@@ -36,7 +36,13 @@ PIXELS, PLACES, ABOUT = "pixels.bin", "places.npy", "store.json"
 
 def cache_folder(source: Source, form: CacheFormat) -> Path:
     """Where the cache of a source is: in the user's cache folder, under a name that depends on the images' names, sizes
-    and times, on what the cache holds of them, and on the versions of Pillow and torch."""
+    and times, on what the cache holds of them, and on the versions of Pillow and torch.
+
+    >>> from ftrain.data import from_arrays
+    >>> folder = cache_folder(from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1]), CacheFormat(4, 1.0))
+    >>> folder.parent.name, len(folder.name)
+    ('decoded', 24)
+    """
     facts: list[Any] = [FORMAT, source.fingerprint, list(form), PIL.__version__, torch.__version__]
     if isinstance(source, Index):
         facts += [os.path.realpath(source.root), hashlib.sha256(source.modified.tobytes()).hexdigest()]
@@ -45,7 +51,11 @@ def cache_folder(source: Source, form: CacheFormat) -> Path:
 
 
 def open_cache(folder: Path) -> ImageCache | None:
-    """The cache in a folder, or None if there is none or it is damaged."""
+    """The cache in a folder, or None if there is none or it is damaged.
+
+    >>> open_cache(Path("no/such/folder")) is None
+    True
+    """
     try:
         about = json.loads((folder / ABOUT).read_bytes())
         places = np.load(folder / PLACES, allow_pickle=False)
