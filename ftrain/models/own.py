@@ -77,7 +77,7 @@ def load_factory(reference: str) -> Factory:
     factory = getattr(module, name)
     if not callable(factory):
         raise SettingsError(
-            f"{name} in {shown(path)} is a {type(factory).__name__}; expected a function that accepts num_classes and "
+            f"{name} in {shown(path)} is of type {type(factory).__name__}; expected a function that accepts num_classes and "
             "returns a torch.nn.Module"
         )
     return factory  # type: ignore[no-any-return]
@@ -113,7 +113,9 @@ def build_own(factory: Factory, *, classes: int, seed: int) -> torch.nn.Module:
     with seeded(seed):
         module = factory(num_classes=classes)
     if not isinstance(module, torch.nn.Module):
-        raise SettingsError(f"{name} must return a torch.nn.Module, but returned a {type(module).__name__}")
+        raise SettingsError(
+            f"{name} must return a torch.nn.Module, but returned a value of type {type(module).__name__}"
+        )
     return module
 
 

@@ -92,7 +92,7 @@ def test_errors_say_what_was_found_and_what_is_close(file):
     )
     assert message(models.load_factory, f"{file}:zzz") == f"there is no function zzz in {file}"
     assert message(models.load_factory, f"{file}:WIDTH") == (
-        f"WIDTH in {file} is a int; expected a function that accepts num_classes and returns a torch.nn.Module"
+        f"WIDTH in {file} is of type int; expected a function that accepts num_classes and returns a torch.nn.Module"
     )
     assert message(models.load_factory, str(file)) == (
         f"expected a Python file and the name of a function in it, such as {file}:make_network; got {file}"
@@ -137,7 +137,7 @@ def test_factories_that_do_not_keep_the_contract():
         f"{name}.more {required}: missing a required argument: 'width'"
     )
     assert message(models.build_own, number, classes=2, seed=0) == (
-        f"{name}.number must return a torch.nn.Module, but returned a int"
+        f"{name}.number must return a torch.nn.Module, but returned a value of type int"
     )
     with pytest.raises(ValueError, match="`classes` must be at least 1, got 0"):
         models.build_own(number, classes=0, seed=0)
