@@ -77,8 +77,8 @@ def load_factory(reference: str) -> Factory:
     factory = getattr(module, name)
     if not callable(factory):
         raise SettingsError(
-            f"{name} in {shown(path)} is of type {type(factory).__name__}; expected a function that accepts num_classes and "
-            "returns a torch.nn.Module"
+            f"{name} in {shown(path)} is of type {type(factory).__name__}; expected a function that accepts "
+            "num_classes and returns a torch.nn.Module"
         )
     return factory  # type: ignore[no-any-return]
 
