@@ -1,4 +1,4 @@
-"""The norm of each example's own gradient: which images a trained network would still learn most from."""
+"""The norm of the gradient of each example: the images that a trained network could still learn most from."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A hypergradient: the derivative of the loss after ten steps of training with respect to their learning rate."""
+"""A hypergradient: the derivative of the loss after ten steps of training with respect to the learning rate."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""train_step in a loop of one's own: no trainer, only a function and a value."""
+"""train_step in your own loop: no trainer, only a function and a value."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A sweep over learning rates and seeds as one vmapped step: twelve networks, trained at once."""
+"""A sweep over learning rates and seeds as one vmapped step: twelve networks trained at once."""
 
 import torch
 from torch import nn
@@ -37,8 +37,8 @@ for epoch in range(3):
     for batch in load(images, images.train_jobs(epoch)):
         states, _ = torch.func.vmap(step, in_dims=(0, 0, None))(states, rates, batch[:3])
 
-judge = torch.func.vmap(lambda state, batch: ftrain.eval_step(state, batch, apply=apply), in_dims=(0, None))
-first, *rest = [judge(states, batch[:3]) for batch in load(images, images.val_jobs())]
+evaluate = torch.func.vmap(lambda state, batch: ftrain.eval_step(state, batch, apply=apply), in_dims=(0, None))
+first, *rest = [evaluate(states, batch[:3]) for batch in load(images, images.val_jobs())]
 total = sum(rest, start=first)
 accuracy = (total.correct / total.count).reshape(len(RATES), len(SEEDS))
 print("validation accuracy after 3 epochs")

@@ -44,7 +44,7 @@ def compile_step(
       donate: for a step that returns (state, metrics), where the state is an instance of a class made with
         `ftrain.frozen`, such as `TrainState`: the new state is written into the memory of the old one, as by JAX's
         donation. The numbers are the same; the old state is then invalid, and using it raises `DonatedError`.
-        `train_step`, and a step declared with `ftrain.compile.donating`, writes its results in place; the results of
+        `train_step`, and a step decorated with `ftrain.compile.donating`, writes its results in place; the results of
         other steps are copied.
       mode: of `torch.compile`, such as "max-autotune-no-cudagraphs".
       backend: of `torch.compile`.

@@ -34,7 +34,7 @@ def mobilenet_v3_small():
 
 
 def small_vit():
-    """vit_b_16, cut down."""
+    """A smaller vit_b_16."""
     return (
         torchvision.models.VisionTransformer(
             image_size=32,

@@ -38,7 +38,7 @@ def test_the_update_is_that_of_the_whole_batch(count, optimizer):
     assert_close(split_metrics, whole_metrics)
 
 
-def test_batch_norm_sees_the_parts_one_after_the_other():
+def test_batch_norm_sees_one_part_after_the_other():
     optimizer = ftrain.sgd(0.0)
     step, state, (images, labels, _) = parts("convnet", optimizer)
     weights = torch.ones(12)
@@ -63,7 +63,7 @@ def test_every_part_has_draws_of_its_own():
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_it_is_one_graph_and_the_same_numbers(donate):
+def test_one_graph_gives_the_same_numbers(donate):
     step, state, batch = parts("convnet", ftrain.adamw(0.01))
     step = functools.partial(step, accumulate=3)
     eager, _ = step(state, batch)

@@ -1,18 +1,20 @@
 """Averages of the network over the steps."""
 
 import functools
+import shutil
 
 import pytest
 import torch
 from networks import made
-from tiny_runs import images, result, tiny_network, train
+from tiny_runs import images, result, spec, tiny_network, train
 from torch.utils import _pytree as pytree
 
 import ftrain
-from ftrain.data.batches import load, on_device
+from ftrain.data.batches import load
+from ftrain.data.device import on_device
 from ftrain.disk import checkpoint
-from ftrain.run import folder as runs
-from ftrain.run import inference, prepare
+from ftrain.run import folder as run_folder
+from ftrain.run import inference
 from ftrain.testing import assert_pure
 
 
@@ -34,7 +36,7 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_the_numbers_of_three_steps():
+def test_three_steps_by_hand():
     """A parameter that each step moves from 0 to -1, -2, -3, and a buffer that counts in floats and in integers."""
     params, buffers = {"w": torch.zeros(1)}, {"seen": torch.zeros(()), "count": torch.zeros((), dtype=torch.int64)}
 
@@ -78,20 +80,20 @@ def test_a_step_with_averages_is_pure(options):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_donated_they_are_written_in_place_with_the_same_bits(compiled):
+def test_donated_averages_are_written_in_place_with_the_same_bits(compiled):
     step, kept, batch = parts()
     donated = pytree.tree_map(torch.clone, kept)
     memory = [average.data_ptr() for average in donated.ema.values()]
-    take = ftrain.compile_step(step, backend="aot_eager") if compiled else step
-    take_donated = (
+    compiled_step = ftrain.compile_step(step, backend="aot_eager") if compiled else step
+    donating_step = (
         ftrain.compile_step(step, donate=True, backend="aot_eager")
         if compiled
         else functools.partial(step, donate=True)
     )
     for _ in range(3):
         before, old = leaves(kept), donated
-        after, _ = take(kept, batch)
-        donated, _ = take_donated(donated, batch)
+        after, _ = compiled_step(kept, batch)
+        donated, _ = donating_step(donated, batch)
         assert same(leaves(kept), before)
         assert same(leaves(after), leaves(donated))
         with pytest.raises(ftrain.DonatedError):
@@ -102,12 +104,12 @@ def test_donated_they_are_written_in_place_with_the_same_bits(compiled):
 
 @pytest.mark.parametrize("donate", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_that_is_skipped_leaves_them_as_they_are(compiled, donate):
+def test_a_skipped_step_leaves_the_averages_unchanged(compiled, donate):
     step, state, (pixels, labels) = parts(skip_nonfinite=True)
     state, _ = step(state, (pixels, labels))
     before = leaves(state)
-    take = ftrain.compile_step(step, backend="aot_eager", donate=donate) if compiled else step
-    after, metrics = take(state, (pixels * float("inf"), labels))
+    compiled_step = ftrain.compile_step(step, backend="aot_eager", donate=donate) if compiled else step
+    after, metrics = compiled_step(state, (pixels * float("inf"), labels))
     assert metrics.compute()["nonfinite"] == 1.0
     assert same(leaves(after), before)
 
@@ -128,36 +130,31 @@ def test_errors(decay, ema, message):
     assert str(caught.value) == message
 
 
-def judged(run, state):
+def evaluated(program, state):
     """The metrics of the run's validation images under a state."""
-    net = prepare.network(run.settings, len(run.classes))
-    _, judge = prepare.steps(run.settings, net, prepare.optimizer(run.settings, 1), len(run.classes))
     batches = on_device(load(images(), images().val_jobs()), state.step.device)
-    first, *rest = [judge(state, batch) for batch, _ in batches]
+    first, *rest = [program.eval_step(state, batch) for batch, _ in batches]
     return sum(rest, start=first).compute()
 
 
-def test_a_run_is_judged_and_used_by_its_averages(tmp_path):
+def test_a_run_is_evaluated_and_used_with_its_averages(tmp_path):
     folder = tmp_path / "run"
     train(folder, ema_decay=0.9)
-    run = runs.open_run(folder)
-    said = [line["val"] for line in runs.read_metrics(run)[0] if line["kind"] == "epoch"]
+    run = run_folder.read(folder)
+    reported = [line["val"] for line in run_folder.read_metrics(run)[0] if line["kind"] == "epoch"]
     with tiny_network():
-        net = prepare.network(run.settings, len(run.classes))
-        template = prepare.first_state(run.settings, net, prepare.optimizer(run.settings, 1))
-        last = checkpoint.load(checkpoint.find(run.checkpoints)[-1], template)
-        used = inference.restore(run, best=False).state
-        assert judged(run, used) == said[-1]
-        assert judged(run, last) != said[-1]
-    assert same(used.params.values(), [last.ema[name] for name in used.params])
-    assert not same(used.params.values(), last.params.values())
+        restored = inference.restore(run, spec(ema_decay=0.9), last=True)
+        last = checkpoint.load(checkpoint.find(run.checkpoints)[-1], restored.program.init())
+        assert evaluated(restored.program, restored.state) == reported[-1]
+        assert evaluated(restored.program, last) != reported[-1]
+    assert same(restored.state.params.values(), [last.ema[name] for name in restored.state.params])
+    assert not same(restored.state.params.values(), last.params.values())
 
 
-def test_a_run_with_averages_goes_on_to_the_same_bits(tmp_path):
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+def test_a_run_with_averages_resumes_to_the_same_bits(tmp_path):
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     train(whole, ema_decay=0.9)
-    train(parted, ema_decay=0.9)
-    for later in checkpoint.find(parted / "checkpoints")[-1:]:
-        checkpoint.set_aside(later)
-    train(parted, ema_decay=0.9)
-    assert result(parted) == result(whole)
+    train(interrupted, ema_decay=0.9)
+    shutil.rmtree(checkpoint.find(interrupted / "checkpoints")[-1])
+    train(interrupted, ema_decay=0.9)
+    assert result(interrupted) == result(whole)

@@ -1,4 +1,4 @@
-"""Every example runs, and says what its docstring promises."""
+"""Every example runs and shows what its docstring says."""
 
 import re
 import subprocess

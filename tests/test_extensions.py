@@ -49,10 +49,10 @@ def test_the_steps_report_metrics():
     step, state, batch = parts(metrics=METRICS)
     _, metrics = step(state, batch)
     assert metrics.compute()["even"] == 0.75
-    judged = ftrain.eval_step(state, batch, apply=step.keywords["apply"], metrics=METRICS).compute()
+    evaluated = ftrain.eval_step(state, batch, apply=step.keywords["apply"], metrics=METRICS).compute()
     logits = ftrain.predict_step(state, batch[0], apply=step.keywords["apply"])
-    assert judged["even"] == 0.75
-    assert judged["highest"] == pytest.approx(logits.amax(dim=-1).mean().item())
+    assert evaluated["even"] == 0.75
+    assert evaluated["highest"] == pytest.approx(logits.amax(dim=-1).mean().item())
 
 
 def test_metrics_do_not_change_the_state():

@@ -57,7 +57,7 @@ def test_exact_whatever_the_batch_size(size: int) -> None:
     assert total.compute() == expected
 
 
-def test_padding_that_would_be_right_does_not_count() -> None:
+def test_padding_with_a_correct_prediction_does_not_count() -> None:
     found = scored([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 1, 1], [1.0, 1.0, 0.0])
     assert found == {"loss": 1.0, "accuracy": 0.5, "count": 2.0, "nonfinite": 0.0}
 
@@ -92,7 +92,7 @@ def test_the_lower_class_wins_a_tie() -> None:
 def test_nan_is_never_correct() -> None:
     assert scored([[NAN, NAN], [NAN, NAN]], [0, 1])["accuracy"] == 0.0
     assert scored([[NAN, 1.0], [1.0, NAN]], [0, 1])["accuracy"] == 0.0
-    # Nor is the class beside it: what a network answers that gave nan is not known.
+    # Nor is the other class: a network that returned nan has no known prediction.
     assert scored([[NAN, 1.0], [1.0, NAN]], [1, 0])["accuracy"] == 0.0
     assert scored([[NAN] * 6], [0])["top5"] == 0.0
 
@@ -129,7 +129,7 @@ def test_sums_are_0d_float64_whatever_the_logits() -> None:
         assert all(leaf.shape == () and leaf.dtype == torch.float64 for leaf in leaves)
 
 
-def test_a_long_sum_loses_nothing() -> None:
+def test_a_long_sum_is_exact() -> None:
     """In float32, 2**24 examples of loss 1 would swallow the next one."""
     many = zeros()
     many = attrs.evolve(many, count=torch.tensor(2.0**24, dtype=torch.float64)) + zeros()
@@ -233,7 +233,7 @@ def test_compiled_as_one_graph() -> None:
 
 
 def test_class_scores_by_hand() -> None:
-    # Rows are labels, columns answers. Class 2 is never answered; class 3 is neither there nor answered.
+    # Rows are labels, columns predictions. Class 2 is never predicted; class 3 has no images and is never predicted.
     confusion = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0]])
     found = {name: values.tolist() for name, values in class_scores(confusion).items()}
     assert found == {

@@ -47,7 +47,7 @@ def of_torchvision(transform, images):
 
 @functools.cache
 def boxes(height, width):
-    """DRAWS boxes of cutmix as left, top, right, bottom, int64 [n, 4], and the share of each label that stays its own.
+    """DRAWS boxes of cutmix as left, top, right, bottom, int64 [n, 4], and the weight of its own label.
     The second of two images is all 1, so the box in the first is where it is 1. Boxes without pixels, whose place
     cannot be seen, are left out, here and of torchvision's."""
     images = torch.zeros(2, 1, height, width)
@@ -91,7 +91,7 @@ def test_cutmix_pastes_a_box_of_the_example_before():
     assert targets.tolist() == [[own, partners], [partners, own]]
 
 
-def test_mixup_does_what_torchvisions_does_with_the_same_share():
+def test_mixup_equals_torchvisions_with_the_same_weight():
     images, labels, weights = batch()
     for key in ftrain.random.split(ftrain.random.key(3), 5):
         mixed, targets = MIXES["mixup"](key, images, labels, weights)
@@ -101,7 +101,7 @@ def test_mixup_does_what_torchvisions_does_with_the_same_share():
         torch.testing.assert_close(targets, theirs.transform(labels, params))
 
 
-def test_cutmix_does_what_torchvisions_does_with_the_same_box():
+def test_cutmix_equals_torchvisions_with_the_same_box():
     images, labels, weights = batch()
     images[:] = torch.tensor([10, 20, 30, 40], dtype=torch.uint8).reshape(4, 1, 1, 1)
     boxes_seen = set()
@@ -118,12 +118,12 @@ def test_cutmix_does_what_torchvisions_does_with_the_same_box():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_mixups_share_is_distributed_as_torchvisions(alpha):
+def test_mixups_weight_is_distributed_as_torchvisions(alpha):
     mix, labels = mixup(alpha, classes=2), torch.tensor([0, 1])
     keys = ftrain.random.split(ftrain.random.key(2), DRAWS)
     own = torch.func.vmap(lambda key: mix(key, torch.zeros(2, 1, 1, 1), labels, torch.ones(2))[1][0, 0])(keys)
     theirs = [params["lam"] for params in of_torchvision(v2.MixUp(alpha=alpha, num_classes=2), torch.zeros(2, 1, 1, 1))]
-    # To six digits, because torchvision's float32 shares near 1 are rounded elsewhere than ours.
+    # To six digits, because torchvision's float32 weights near 1 are rounded differently.
     assert distance(own.numpy().round(6), np.array(theirs).round(6)) < FAR
 
 
@@ -181,7 +181,7 @@ def test_labels_may_be_probabilities(name):
 
 
 @pytest.mark.parametrize("name", MIXES)
-def test_an_example_whose_partner_is_left_out_is_not_mixed(name):
+def test_an_example_whose_partner_has_weight_0_is_not_mixed(name):
     images, labels, _ = batch()
     images = images.float()
     images[1] = torch.nan
@@ -199,7 +199,7 @@ def test_an_example_whose_partner_is_left_out_is_not_mixed(name):
     assert mixed_keys > 4
 
 
-def test_either_takes_one_of_its_mixes_for_the_whole_batch_each_as_often():
+def test_either_chooses_one_of_its_mixes_for_the_whole_batch_equally_often():
     def constant(number):
         return lambda key, images, labels, weights: (torch.full_like(images, number), torch.full((4, CLASSES), number))
 
@@ -239,7 +239,7 @@ def test_compiled_as_one_graph_equals_eager(backend):
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
-def test_a_partners_pixels_get_their_share_of_the_gradient(name):
+def test_a_partners_pixels_get_their_part_of_the_gradient(name):
     images, labels, weights = batch(size=4)
     key = ftrain.random.key(11)
     slope = torch.func.grad(lambda x: MIXES[name](key, x, labels, weights)[0][0].sum())(images.double())
@@ -252,7 +252,7 @@ def test_a_partners_pixels_get_their_share_of_the_gradient(name):
 
 
 @pytest.mark.parametrize("make", [mixup, cutmix])
-def test_mixes_refuse_what_they_cannot_use(make):
+def test_mixes_reject_arguments_out_of_range(make):
     images, _, weights = batch()
     for alpha in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"`alpha` must be positive and finite; got {alpha}"):
@@ -297,7 +297,7 @@ def test_train_step_mixes_by_the_key_of_the_step():
         assert torch.equal(a, b)
 
 
-def test_mixing_moves_no_draw_of_the_forward_pass():
+def test_mixing_changes_no_draw_of_the_forward_pass():
     images, labels, _ = batch()
     plain = bound_step(None)(parts()[2], (images, labels))
     unmixed = bound_step(lambda key, images, labels, weights: (images, labels))(parts()[2], (images, labels))
@@ -319,7 +319,7 @@ def test_metrics_count_the_most_probable_class_as_the_label():
     assert metrics.count == 4
 
 
-def test_normalized_takes_mixed_images_as_it_takes_uint8():
+def test_normalized_accepts_mixed_images_and_uint8():
     images, _, _ = batch()
     apply, _, state = parts()
     as_bytes, _ = apply(state.params, state.buffers, images, train=False)

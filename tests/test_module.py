@@ -220,7 +220,7 @@ def test_draws_under_vmap_and_in_one_graph(name):
 
 
 @pytest.mark.parametrize("name", ["dropout", "dropout2d", "alpha dropout", "feature alpha dropout"])
-def test_dropout_keeps_the_mean_and_drops_the_share(name):
+def test_dropout_keeps_the_mean_and_drops_the_right_fraction(name):
     inputs = ftrain.random.normal(ftrain.random.key(2), (500, 40, 4, 4)) + 1.0
     outputs, _ = run(Calls(RANDOM[name]), inputs)
     if "alpha" in name:  # for standard normal inputs, keeps mean and variance
@@ -293,7 +293,7 @@ def test_unknown_random_operations_are_errors_that_name_them(name, function):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_recurrent_dropout_is_refused_and_recurrence_without_it_works():
+def test_recurrent_dropout_is_rejected_and_recurrence_without_it_works():
     class Recurrent(nn.Module):
         def __init__(self, dropout):
             super().__init__()
@@ -322,7 +322,7 @@ def test_the_list_of_random_operations_is_torchs():
     assert marked - private - answered - UNKNOWN_RANDOM == set()
 
 
-def test_lazy_modules_are_refused():
+def test_lazy_modules_are_rejected():
     with pytest.raises(ValueError, match="lazy parameters without a shape"):
         ftrain.functionalize(nn.LazyLinear(3))
 

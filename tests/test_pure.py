@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import ftrain
+from ftrain.compile import donating
 from ftrain.pytree import frozen
 from ftrain.testing import MEANINGS, assert_pure
 
@@ -79,7 +80,7 @@ def test_train_step_is_pure_under_autocast(name):
     assert_pure(step, state, batch, meanings=["inputs unchanged", "repeatable", "one graph"])
 
 
-def test_inductor_compiles_one_graph_that_says_the_same():
+def test_inductor_compiles_one_graph_with_the_same_results():
     _, _, state, batch = parts("convnet")
     step = bound_train_step("convnet")
     torch._dynamo.reset()
@@ -148,7 +149,7 @@ def test_eager_and_traced_paths_agree_to_rounding():
         torch.testing.assert_close(param, traced.params[name][0], rtol=1e-5, atol=1e-6)
 
 
-def test_a_weight_of_zero_leaves_an_example_out_even_if_it_is_nan():
+def test_an_example_with_weight_0_is_ignored_even_if_it_is_nan():
     apply, optimizer, state, (images, labels, _) = parts("linear")
     spoilt = images.clone()
     spoilt[3] = torch.nan
@@ -159,11 +160,11 @@ def test_a_weight_of_zero_leaves_an_example_out_even_if_it_is_nan():
         torch.testing.assert_close(param, masked.params[name], rtol=1e-6, atol=1e-7)
     assert metrics.count.item() == 3.0
     assert metrics.nonfinite.item() == 0.0
-    judged = ftrain.eval_step(state, (spoilt, labels, weights), apply=apply)
-    assert judged.compute()["loss"] == pytest.approx(full_metrics.compute()["loss"], rel=1e-6)
+    evaluated = ftrain.eval_step(state, (spoilt, labels, weights), apply=apply)
+    assert evaluated.compute()["loss"] == pytest.approx(full_metrics.compute()["loss"], rel=1e-6)
 
 
-def test_donated_state_is_written_over_and_raises_when_touched():
+def test_a_donated_state_is_overwritten_and_raises_when_used():
     _, _, state, batch = parts("linear")
     step = bound_train_step("linear")
     expected, _ = step(state, batch)
@@ -178,7 +179,7 @@ def test_donated_state_is_written_over_and_raises_when_touched():
     newest, _ = donating(new, batch)
     for _ in range(15):
         newest, _ = donating(newest, batch)
-    # Whatever was written into its memory since.
+    # Whatever has been written into its memory since.
     with pytest.raises(ftrain.DonatedError, match="this state was donated to step 1, which wrote"):
         _ = copy.params
     with pytest.raises(ftrain.DonatedError, match="this state was donated to step 2, "):
@@ -201,7 +202,7 @@ def test_donation_changes_no_bit_of_a_compiled_step():
             assert torch.equal(one, other)
 
 
-def test_without_donation_a_compiled_step_writes_into_nothing_whatever_was_bound():
+def test_without_donation_a_compiled_step_overwrites_nothing_even_if_donate_was_bound():
     _, _, state, batch = parts("linear")
     step = functools.partial(bound_train_step("linear"), donate=True)
     before = torch.utils._pytree.tree_map(torch.clone, state)
@@ -251,6 +252,30 @@ def test_a_state_that_cannot_be_invalidated_is_not_donated():
     donating = ftrain.compile_step(lambda state, batch: (state, batch), donate=True, backend="aot_eager")
     with pytest.raises(TypeError, match=r"a dict cannot be donated.*decorated with ftrain\.frozen"):
         donating({"a": torch.zeros(2)}, torch.zeros(2))
+
+
+def test_only_a_step_declared_as_donating_is_given_donate():
+    given = []
+
+    def step(state, batch, *, donate=None):
+        given.append(donate)
+        return Pair(state.older + batch, state.newer), batch
+
+    @donating
+    def donating_step(state, batch, *, donate=None):
+        return step(state, batch, donate=donate)
+
+    @functools.wraps(donating_step)
+    def wrapper(state, batch):
+        return donating_step(state, batch)
+
+    for function in (step, donating_step, functools.partial(donating_step, donate=None), wrapper):
+        for donate in (False, True):
+            state = Pair(torch.tensor([1.0]), torch.tensor([2.0]))
+            new, _ = ftrain.compile_step(function, donate=donate, backend="eager")(state, torch.tensor(1.0))
+            assert new.older.item() == 2.0
+    expected = [None, None, False, True, False, True, None, None]
+    assert given[: len(expected)] == expected
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])

@@ -39,7 +39,7 @@ def test_fields_are_given_in_order_or_by_name() -> None:
         assert value.right is two
 
 
-def test_the_class_keeps_its_name_its_words_and_its_methods() -> None:
+def test_the_class_keeps_its_name_docstring_and_methods() -> None:
     assert Pair.__name__ == "Pair"
     assert Pair.__doc__ == "Two things."
     assert [field.name for field in attrs.fields(Pair)] == ["left", "right"]
@@ -84,13 +84,13 @@ def test_equality_is_identity() -> None:
         ((1, 2), {"middle": 3}, "left, right, middle"),
     ],
 )
-def test_fields_missing_unknown_or_twice_are_refused(args: Any, kwargs: Any, found: str) -> None:
+def test_fields_missing_unknown_or_twice_are_rejected(args: Any, kwargs: Any, found: str) -> None:
     with pytest.raises(TypeError) as caught:
         Pair(*args, **kwargs)
     assert str(caught.value) == f"Pair expects each of the fields left, right once; got {found}"
 
 
-def test_too_many_values_are_refused() -> None:
+def test_too_many_values_are_rejected() -> None:
     with pytest.raises(TypeError, match="Pair expects each of the fields left, right once"):
         Pair(1, 2, 3)
 
@@ -101,7 +101,7 @@ class Padded:
     last: dict[str, Tensor] = attrs.field(factory=dict)
 
 
-def test_a_field_with_a_factory_may_be_left_out() -> None:
+def test_a_field_with_a_factory_may_be_omitted() -> None:
     one = torch.tensor(1.0)
     assert Padded(one).last == {}
     assert Padded(one).last is not Padded(one).last
@@ -189,7 +189,7 @@ def test_vmap_goes_in_and_out() -> None:
     assert found.rest[0].tolist() == [10.0, 100.0]
 
 
-def test_vmap_takes_in_dims_by_field() -> None:
+def test_vmap_accepts_in_dims_by_field() -> None:
     value = Pair(torch.tensor([1.0, 2.0]), {"a": torch.tensor(10.0)})
     found = torch.func.vmap(Pair.total, in_dims=(Pair(0, {"a": None}),))(value)
     assert found.tolist() == [11.0, 12.0]

@@ -75,13 +75,13 @@ def test_key_holds_the_seed_in_two_words() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_key_refuses_seeds_out_of_range(seed: int) -> None:
+def test_key_rejects_seeds_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match=rf"`seed` must be an integer from 0 to 2\*\*64 - 1; got {seed}"):
         random.key(seed)
 
 
 def test_published_values_of_jax() -> None:
-    """Written out here too, lest the golden file and the code be wrong together."""
+    """Written out here too, in case the golden file and the code are wrong together."""
     assert random.split(random.key(0)).tolist() == [[1797259609, 2579123966], [928981903, 3453687069]]
     assert random.bits(random.key(42), (3,)).tolist() == [2098992034, 2919706841, 2646866425]
     assert random.permutation(random.key(42), 10).tolist() == [7, 4, 2, 5, 3, 6, 8, 9, 0, 1]
@@ -135,7 +135,7 @@ def test_permutation_holds_each_number_once(n: int) -> None:
     assert sorted(order.tolist()) == list(range(n))
 
 
-def test_both_orders_of_two_come_up() -> None:
+def test_both_orders_of_two_occur() -> None:
     orders = torch.func.vmap(lambda key: random.permutation(key, 2))(random.split(random.key(0), 1000))
     assert 430 < int((orders[:, 0] == 0).sum()) < 570
 
@@ -163,7 +163,7 @@ def test_split_and_fold_in_give_the_same_children() -> None:
     assert torch.equal(random.fold_in(key, torch.arange(3)), random.split(key, 3))
 
 
-def test_bernoulli_takes_a_probability_per_place() -> None:
+def test_bernoulli_accepts_a_probability_per_element() -> None:
     p = torch.tensor([0.0, 1.0]).expand(500, 2)
     drawn = random.bernoulli(random.key(5), p, (500, 2))
     assert drawn[:, 0].sum() == 0
@@ -179,7 +179,7 @@ def test_uniform_stays_below_its_upper_end() -> None:
     assert unit.max() < 1.0
 
 
-def test_uniform_refuses_dtypes_it_does_not_draw() -> None:
+def test_uniform_rejects_dtypes_it_does_not_draw() -> None:
     with pytest.raises(TypeError, match=r"`dtype` must be torch\.float32 or torch\.float64; got torch\.float16"):
         random.uniform(random.key(0), (2,), torch.float16)
     with pytest.raises(TypeError, match=r"`dtype` must be torch\.float32 or torch\.float64; got torch\.bfloat16"):
@@ -187,13 +187,13 @@ def test_uniform_refuses_dtypes_it_does_not_draw() -> None:
 
 
 @pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
-def test_beta_refuses_parameters_that_are_not_positive(a: float, b: float) -> None:
+def test_beta_rejects_parameters_that_are_not_positive(a: float, b: float) -> None:
     with pytest.raises(ValueError, match=f"`a` and `b` must be positive; got {a} and {b}"):
         random.beta(random.key(0), a, b)
 
 
 @pytest.mark.parametrize(("minval", "maxval"), [(3, 3), (4, 3), (-(2**31) - 1, 0), (0, 2**31)])
-def test_randint_refuses_ranges_out_of_int32(minval: int, maxval: int) -> None:
+def test_randint_rejects_ranges_out_of_int32(minval: int, maxval: int) -> None:
     with pytest.raises(ValueError, match=f"minval < maxval .* must hold; got `minval` {minval} and `maxval` {maxval}"):
         random.randint(random.key(0), (2,), minval, maxval)
 
@@ -248,7 +248,7 @@ def test_the_key_is_not_changed() -> None:
     assert key.tolist() == [0, 9]
 
 
-# Bounds are 5 standard errors wide on either side: of 1.7 million seeds, one strays further.
+# Bounds are 5 standard errors wide on either side: one in 1.7 million seeds falls outside.
 def test_uniform_has_the_mean_and_variance_of_the_unit_interval() -> None:
     drawn = random.uniform(random.key(11), (100_000,), torch.float64)
     assert 0.4954 < drawn.mean() < 0.5046  # 1/2, and 5 times sqrt(1/12 / 100,000)
@@ -306,7 +306,7 @@ def test_bernoulli_has_its_mean() -> None:
     assert 0.2927 < random.bernoulli(random.key(13), 0.3, (100_000,)).double().mean() < 0.3073
 
 
-def test_randint_is_even() -> None:
+def test_randint_is_uniform() -> None:
     counts = torch.bincount(random.randint(random.key(14), (100_000,), 0, 10))
     assert len(counts) == 10
     assert counts.min() > 9525

@@ -47,7 +47,7 @@ def torch_rates(initial: float, count: int, make: Callable[[torch.optim.Optimize
 
 
 def test_doctests(default_dtype: torch.dtype) -> None:
-    """Whatever torch's default dtype: the rate is float64 of its own accord."""
+    """Whatever torch's default dtype: the rate is always float64."""
     result = doctest.testmod(schedules)
     assert result.failed == 0
     assert result.attempted > 0
@@ -83,7 +83,7 @@ def test_no_warmup_starts_at_the_peak() -> None:
     assert rates(warmup_linear(0.5, total_steps=2), 0, 1, 2) == [0.5, 0.25, 0.0]
 
 
-def test_the_last_step_of_a_run_is_not_wasted() -> None:
+def test_the_last_step_of_a_run_has_a_rate_above_the_floor() -> None:
     """Step total_steps - 1 is the last that is taken, and its rate is not yet the floor."""
     assert rates(warmup_linear(1.0, total_steps=4), 3) == [0.25]
     assert rates(warmup_cosine(1.0, total_steps=4), 3)[0] == pytest.approx(0.1464466094067262, abs=1e-15)

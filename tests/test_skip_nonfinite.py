@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite leaves the state as it is, if so wished."""
+"""With skip_nonfinite, a step whose loss or gradient is not finite leaves the state unchanged."""
 
 import functools
 
@@ -56,7 +56,7 @@ def test_a_finite_step_is_the_same_with_and_without():
     assert same(leaves(skipping), leaves(plain))
 
 
-def test_without_it_what_is_not_finite_spreads():
+def test_without_skipping_nonfinite_numbers_spread():
     step, state, batch = parts()
     after, _ = step(state, bad(batch), skip_nonfinite=False)
     assert after.step == 1
@@ -98,7 +98,7 @@ def test_your_own_optimizer_needs_no_extended_update(extended, donate):
     assert not same(leaves(state), before)
 
 
-def test_a_transforms_state_stays_too():
+def test_the_state_of_a_transform_is_unchanged_too():
     mean = ftrain.Transform(
         lambda params: {name: torch.zeros_like(param) for name, param in params.items()},
         lambda grads, state, params, step: ({name: 0.5 * state[name] + grad for name, grad in grads.items()},) * 2,
@@ -128,7 +128,7 @@ def test_inductor_writes_the_same_bits_donated_and_skips():
     assert kept.step == 2
 
 
-def test_of_several_states_under_vmap_only_those_with_bad_numbers_stay():
+def test_under_vmap_only_states_with_nonfinite_numbers_are_unchanged():
     step, state, (images, labels) = parts("linear")
     states = pytree.tree_map(lambda leaf: torch.stack([leaf, leaf]), state)
     both = torch.stack([images, bad((images, labels))[0]])

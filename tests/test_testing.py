@@ -1,4 +1,4 @@
-"""Every check of assert_pure can fail, and says by which tensor."""
+"""Every check of assert_pure can fail, and names the tensor."""
 
 import functools
 import random

@@ -1,4 +1,4 @@
-"""The shapes and dtypes that the pure core's annotations promise, checked at every call of its tests.
+"""The shapes and dtypes in the annotations of the pure core, checked at every call in its tests.
 
 In a process of its own, because Dynamo cannot trace the checks and beartype moves Python's random.
 """

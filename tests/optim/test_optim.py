@@ -203,7 +203,7 @@ def test_equals_torch_in_float32_to_rounding(name: str, path: Callable[[Optimize
 @pytest.mark.parametrize("path", [eager, under_vmap])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_equals_torch_late_in_a_run(name: str, path: Callable[[Optimizer], Updater]) -> None:
-    """A step of a million is no first step: the counters follow `step`."""
+    """The millionth step is not a first step: the counters follow `step`."""
     ours, theirs, state_names = PAIRS[name]
     params, optimizer = problem(), ours(0.01)
     opt_state = {key: pytree.tree_map(lambda p: 0.1 + p.abs(), params) for key in state_names}
@@ -263,7 +263,7 @@ def test_zero_rate_keeps_parameters_and_moves_the_state(name: str, path: Callabl
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_fused_kernels_are_for_where_no_transform_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_kernels_are_used_only_without_transforms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class CalledError(Exception):
         pass
 
@@ -408,7 +408,7 @@ def test_schedule_equals_torchs_lambda(name: str, path: Callable[[Optimizer], Up
     assert_close(found, expected)
 
 
-def test_the_optimizer_tells_its_learning_rate() -> None:
+def test_the_optimizer_reports_its_learning_rate() -> None:
     schedule = warmup_cosine(0.1, total_steps=4)
     for factory in FACTORIES.values():
         assert factory(0.3).learning_rate(torch.tensor(5)).item() == 0.3
@@ -517,7 +517,7 @@ def test_clipping_leaves_zero_gradients_alone() -> None:
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, math.nan])
-def test_clipping_refuses_norms_out_of_range(max_norm: float) -> None:
+def test_clipping_rejects_norms_out_of_range(max_norm: float) -> None:
     with pytest.raises(ValueError, match=f"`max_norm` of clip_by_global_norm must be > 0; got {max_norm}"):
         clip_by_global_norm(max_norm)
 
@@ -543,7 +543,7 @@ def test_chain_of_one_is_that_one() -> None:
     assert_identical(run(chain(adamw(0.01)), problem(), steps=3), run(adamw(0.01), problem(), steps=3))
 
 
-def test_transforms_without_state_leave_the_optimizers_as_it_is() -> None:
+def test_transforms_without_state_keep_the_state_of_the_optimizer() -> None:
     plain = adamw(0.01)
     clipped = chain(clip_by_global_norm(1e6), plain)  # which clips nothing
     assert_identical(run(clipped, problem(), steps=3), run(plain, problem(), steps=3))
@@ -570,7 +570,7 @@ def test_chain_rejects_parts_that_do_not_fit(parts: Any, found: str) -> None:
         chain(*parts)
 
 
-def test_matrices_only_leaves_out_norms_and_biases() -> None:
+def test_matrices_only_excludes_norms_and_biases() -> None:
     expected = {"conv.weight": True, "head.weight": True, "head.bias": False, "scale": False}
     assert matrices_only(problem()) == expected
 
@@ -592,7 +592,7 @@ def test_masked_decay_equals_torchs_parameter_groups(name: str, path: Callable[[
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_a_mask_may_leave_out_all_or_nothing(name: str) -> None:
+def test_a_mask_may_exclude_all_or_nothing(name: str) -> None:
     factory = FACTORIES[name]
     nothing = factory(0.01, mask=lambda params: dict.fromkeys(params, False))
     all_of_them = factory(0.01, mask=lambda params: dict.fromkeys(params, True))
@@ -669,7 +669,7 @@ def test_sgd_without_momentum_keeps_no_state() -> None:
         (lambda: adagrad(0.1, weight_decay=-0.1), "`weight_decay` must be a number >= 0; got -0.1"),
     ],
 )
-def test_hyperparameters_out_of_range_are_refused(make: Callable[[], Optimizer], message: str) -> None:
+def test_hyperparameters_out_of_range_are_rejected(make: Callable[[], Optimizer], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
