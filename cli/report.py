@@ -109,6 +109,7 @@ def reported(command: Command) -> Command:
         except (Exception, KeyboardInterrupt) as error:
             if tracebacks_wanted:
                 traceback.print_exc()
+            error = _diagnosis(error) or error
             if isinstance(error, BrokenPipeError):  # as `| head` leaves it
                 silence()
                 sys.exit(BROKEN_PIPE)
@@ -116,6 +117,16 @@ def reported(command: Command) -> Command:
             sys.exit(_exit_code(error))
 
     return run  # type: ignore[return-value]
+
+
+def _diagnosis(error: BaseException) -> BaseException | None:
+    """A clear error in place of torch's about a worker that was killed, which torch raises wherever the main process
+    happens to be: often between two events of a run."""
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        return None
+    from ftrain.data.workers import worker_error  # torch has been imported, as it raised the error
+
+    return worker_error(error)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -61,7 +61,7 @@ def run_jobs(
 
 def _ignore_signals(worker: int) -> None:
     """A terminal or a scheduler sends signals to all processes of a run; only the parent decides what to do."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -15,6 +15,7 @@ from ftrain.data import as_source
 from ftrain.data.folders import scan
 from ftrain.data.images import Images
 from ftrain.data.source import Source
+from ftrain.data.workers import worker_error
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError
 from ftrain.losses import Loss
@@ -59,6 +60,20 @@ def events(
 
     Yields:
       The values of `ftrain.run.events`, such as `StepTaken`, `Logged` and `EpochEnded`.
+
+    >>> import tempfile
+    >>> images, labels = torch.arange(8 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> data = (images, labels), (images, labels)
+    >>> for event in events(model=net, data=data, epochs=1, batch_size=4, workers=0, out=folder.name + "/run"):
+    ...     if type(event).__name__ in ("StepTaken", "Evaluating", "EpochEnded"):
+    ...         print(type(event).__name__, event.epoch)
+    StepTaken 1
+    StepTaken 1
+    Evaluating 1
+    EpochEnded 1
+    >>> folder.cleanup()
     """
     asked, custom = _asked(settings, model=model, loss=loss), Custom(metrics=metrics or {}, augment=augment)
     if isinstance(model, torch.nn.Module):
@@ -119,15 +134,27 @@ def fit(
       CheckpointError: if the run to resume is damaged beyond its last intact checkpoint.
       TrainingError: if the loss is no longer finite, or memory runs out.
       BusyError: if another process has locked the run's folder.
+
+    >>> import tempfile
+    >>> images, labels = torch.arange(8 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     settings = {"epochs": 2, "batch_size": 4, "workers": 0, "out": folder + "/run", "progress": False}
+    ...     run = fit(model=net, data=((images, labels), (images, labels)), **settings)
+    ...     run.metrics["epoch"], len(run.predict([images[0]])[0]["classes"])
+    ([1, 1, 2, 2], 2)
     """
     arguments = {"loss": loss, "metrics": metrics, "augment": augment, "resume": resume, "override": override}
     happening = with_curves(events(model=model, data=data, **arguments, **settings))  # type: ignore[arg-type]
     folder, last = Path(), None
-    for event in with_progress(happening) if progress else happening:
-        if isinstance(event, Opened):
-            folder = event.folder
-        if isinstance(event, EpochEnded):
-            last = event
+    try:
+        for event in with_progress(happening) if progress else happening:
+            if isinstance(event, Opened):
+                folder = event.folder
+            if isinstance(event, EpochEnded):
+                last = event
+    except RuntimeError as error:  # torch may raise it between two events
+        raise worker_error(error) or error from None
     if progress:
         print(summary(last, folder))
     own = model if isinstance(model, torch.nn.Module) else None
@@ -166,6 +193,11 @@ def open_run(
     Raises:
       SettingsError: if the folder is not a run's, the device is not available, or the run needs its `model` passed.
       CheckpointError: if the run is damaged beyond repair.
+
+    >>> open_run("runs/no-such-run")
+    Traceback (most recent call last):
+      ...
+    ftrain.errors.SettingsError: runs/no-such-run is not the folder of a run: it has no config.json
     """
     run = run_folder.read(Path(folder))
     custom = Custom(module=model, loss=loss, metrics=metrics or {})
