@@ -1,1 +1,1 @@
-"""All that writes: durable, sealed, locked."""
+"""Files: written durably, read safely, locked against other processes."""

@@ -1,7 +1,7 @@
-"""The one module that writes: files and folders that are on the disk whole or not at all, also after power is lost.
+"""Files and folders that are on the disk completely or not at all, even after a power loss. Nothing else writes.
 
-Content is written under another name and flushed, then renamed, and then the folder that holds it is flushed. What a
-process leaves that is killed on the way has a name that nothing reads, and `sweep` removes it.
+Content is written under a temporary name and flushed, then renamed, and then the parent folder is flushed. A process
+that is killed in between leaves temporary names, which nothing reads and `sweep` removes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Writes or replaces a file.
 
     Raises:
-      OSError: with the path and the bytes that were needed; the file is then as it was.
+      OSError: with the path, and the number of bytes needed if there is no room; the file is unchanged.
     """
     with new_file(path) as partial:
         write(partial, [data])
@@ -31,8 +31,8 @@ def write_file(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """The name of a file to `write`, which gets the name `target` at the end, in place of one that has it. If that
-    fails, nothing is left of it, and `target` is as it was."""
+    """A temporary name for a file to `write`, which is renamed to `target` at the end and replaces it. If that fails,
+    the temporary file is removed and `target` is unchanged."""
     partial = _partial(target)
     try:
         with _named(target):
@@ -46,10 +46,10 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `target` at the end. If that fails, nothing is left of it.
+    """A temporary folder to fill, which is renamed to `target` at the end. If that fails, it is removed.
 
     Raises:
-      OSError: if `target` is there and not empty, or cannot be written.
+      OSError: if `target` exists and is not empty, or cannot be written.
     """
     make_folder(target.parent)
     partial = _partial(target)
@@ -67,10 +67,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def write(path: Path, parts: Sequence[Part]) -> None:
-    """Writes and flushes a file whose name nobody reads yet, such as one in a `new_folder`.
+    """Writes and flushes a file under a temporary name, or in a `new_folder`.
 
     Raises:
-      OSError: with the bytes that were needed.
+      OSError: with the number of bytes needed if there is no room.
     """
     needed = sum(len(part) for part in parts)
     with _named(path), _needing(needed, path):
@@ -84,10 +84,10 @@ def write(path: Path, parts: Sequence[Part]) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds to a file that is there.
+    """Appends to an existing file.
 
     Raises:
-      OSError: with the bytes that were needed; the file is then as it was.
+      OSError: with the number of bytes needed if there is no room; the file is unchanged.
     """
     with _named(path), _needing(len(data), path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -104,7 +104,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Makes a folder and those above it that are missing, and returns the new ones, the innermost first."""
+    """Makes a folder and its missing parents, and returns the new ones, the innermost first."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
@@ -120,22 +120,21 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Renames within a folder."""
+    """Renames a file or folder within its parent folder."""
     os.rename(path, target)
     sync(path.parent)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder and all in it. It loses its name first, so that a folder of that name is never half of one."""
+    """Removes a folder and its contents. It is renamed first, so that a folder with its name is always complete."""
     doomed = folder.with_name(f".{folder.name}{REMOVED}")
-    shutil.rmtree(doomed, ignore_errors=True)  # left by a process that was stopped here
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a process that was killed here
     rename(folder, doomed)
     shutil.rmtree(doomed)
 
 
 def sweep(folder: Path) -> None:
-    """Removes from a folder what killed processes have left there half written or half removed. To be called while no
-    other process writes into it."""
+    """Removes what killed processes have left in a folder. No other process may be writing into it."""
     for path in filter(is_leftover, folder.iterdir()):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -144,7 +143,7 @@ def sweep(folder: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether `sweep` would remove it."""
+    """Whether `sweep` would remove this file or folder."""
     return path.name.startswith(".") and path.suffix in (PARTIAL, REMOVED)
 
 
@@ -169,7 +168,7 @@ def _write_all(descriptor: int, part: Part) -> None:
 
 @contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Lets an error name what was to be written, not the name that it had until then."""
+    """Names `target` instead of its temporary name in an OSError."""
     try:
         yield
     except OSError as error:
@@ -180,6 +179,7 @@ def _named(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _needing(count: int, path: Path) -> Iterator[None]:
+    """Adds the number of bytes needed to an OSError about missing room."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,8 @@
-"""A folder for one process at a time, by a lock of the kernel's: free as soon as its holder has ended, however."""
+"""A lock on a folder, which the kernel frees as soon as its holder ends in any way.
+
+The `filelock` package could replace this only from version 3.32 on: before, forked workers keep the lock, and a refused
+attempt erases the name of the holder. It never removes the file of the lock.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +19,34 @@ from ftrain.errors import BusyError
 from ftrain.text import shown
 
 LOCK = ".lock"
-_held: set[int] = set()  # descriptors
+_descriptors: set[int] = set()  # of the locks of this process
 
 
-def _let_go_in_child() -> None:
-    """A forked process would hold the lock on after the end of the one that took it."""
-    for descriptor in _held:
+def _close_in_child() -> None:
+    """A forked process inherits the descriptors, and would keep the locks when this process has ended."""
+    for descriptor in _descriptors:
         os.close(descriptor)
-    _held.clear()
+    _descriptors.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, and removed if it is empty at the end.
+    """Locks a folder, which is made if necessary, and removed at the end if it is empty.
 
     Raises:
-      BusyError: if another process holds it, or another part of this one.
-      OSError: if it cannot be written into.
+      BusyError: if another process, or another part of this one, has locked it.
+      OSError: if the folder cannot be made or written.
     """
     path = folder / LOCK
     while True:
         made = durable.make_folder(folder)
-        with suppress(FileNotFoundError):  # whoever had the empty folder removed it
-            descriptor = _take(path)
+        with suppress(FileNotFoundError):  # its last holder has just removed the empty folder
+            descriptor = _acquire(path)
             break
-    _held.add(descriptor)
+    _descriptors.add(descriptor)
     try:
         os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -51,26 +55,26 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-        _held.discard(descriptor)
+        _descriptors.discard(descriptor)
         os.close(descriptor)
-        with suppress(OSError):  # what is not empty stays
+        with suppress(OSError):  # a folder that is not empty stays
             for empty in made:
                 empty.rmdir()
 
 
-def _take(path: Path) -> int:
+def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(path, descriptor):  # else its holder removed it in between
+            if _is_at(path, descriptor):  # otherwise its holder removed it in between
                 return descriptor
         except BlockingIOError:
             holder = os.read(descriptor, 1000).decode("utf-8", "replace") or "another process"
             os.close(descriptor)
             raise BusyError(
-                f"{shown(path.parent)} is in use by {shown(holder)}; wait until it ends, or give another folder as "
-                "--out"
+                f"{shown(path.parent)} is in use by {shown(holder)}; wait until it ends, or choose another folder as "
+                "`out`"
             ) from None
         os.close(descriptor)
 

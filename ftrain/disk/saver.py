@@ -1,4 +1,4 @@
-"""Saving in the background."""
+"""Saving checkpoints in the background."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Saver:
-    """Saves in the background, one checkpoint at a time. An error of one is raised at the next call, or at the end."""
+    """Saves checkpoints in a background thread, one at a time. An error is raised at the next call, or at the end."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -19,27 +19,31 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
-            return  # at once means at once; what was committed is whole
+            return  # the process ends immediately; checkpoints on the disk are complete
         if kind is None or kind is GeneratorExit:
             self.finish()
         elif self._thread:
             self._thread.join()
 
     def start(self, work: Callable[[], object]) -> None:
-        """Has `work` done in the background, when what is being done is done."""
+        """Waits for the work under way, then starts `work` in the background."""
         self.finish()
-        # A daemon, so that a process that is to end at once does not wait for it.
+        # A daemon, so that a process that must end immediately does not wait for it.
         self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Waits until what was started is done."""
+        """Waits for the work under way.
+
+        Raises:
+          BaseException: what the work raised.
+        """
         if self._thread:
             self._thread.join()
         self.check()
 
     def check(self) -> None:
-        """Raises what went wrong, if anything did so far."""
+        """Raises the error of work that has failed, if any."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error

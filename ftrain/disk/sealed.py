@@ -1,4 +1,4 @@
-"""JSON documents with a seal: a SHA-256 of what they say, by which damage is told from meaning."""
+"""JSON documents with a SHA-256 of their content, by which damage is detected."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LIMIT = 64 * 2**20  # bytes of a document that are read
+LIMIT = 64 * 2**20  # bytes of the largest document that is read
 SEAL = "seal"
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
-    """A document of JSON values as the bytes of a file, with its seal."""
-    return json.dumps({**document, SEAL: _seal(document)}, indent=1).encode()
+    """A document of JSON values as the bytes of a file, with its checksum."""
+    return json.dumps({**document, SEAL: _checksum(document)}, indent=1).encode()
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The document in a file, without its seal.
+    """The document in a file, without its checksum.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is no sealed document, or not what was sealed.
+      ValueError: if it is not such a document, or is damaged.
     """
     with open(path, "rb") as file:
         data = file.read(LIMIT + 1)
     if len(data) > LIMIT:
-        raise ValueError(f"it is larger than {LIMIT} bytes")
+        raise ValueError(f"it is larger than the limit of {LIMIT} bytes")
     try:
         document = json.loads(data)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
-    if document.pop(SEAL, None) != _seal(document):
-        raise ValueError("it is not what was written: its seal does not fit")
+        raise ValueError("it is not a JSON object")
+    if document.pop(SEAL, None) != _checksum(document):
+        raise ValueError("it is damaged: its checksum does not match")
     return document
 
 
-def _seal(document: Mapping[str, Any]) -> str:
-    # Through JSON and back, so that it is the same whether tuples and numbers as names have become JSON's or not yet.
+def _checksum(document: Mapping[str, Any]) -> str:
+    # Through JSON and back, so that tuples count as lists, and numbers that are keys as strings.
     plain = json.loads(json.dumps(document))
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ftrain.disk.durable import Part
+from ftrain.text import shown
 
-LONGEST_HEADER = 2**23  # bytes; about 60,000 tensors
+MAX_HEADER = 2**23  # bytes; about 60,000 tensors
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -34,48 +35,50 @@ _NAMES = {theirs: str(ours).removeprefix("torch.") for ours, theirs in _DTYPES.i
 
 
 def parts(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> list[Part]:
-    """The parts of a file, one after the other, without a copy of the tensors. (The library writes the whole file into
-    memory, or to the disk without flushing it.)
+    """The contents of a file, in parts that share the memory of the tensors.
+
+    The library's `save` copies all tensors, and its `save_file` gives neither a checksum nor the errno of a full disk,
+    and refuses tensors that share memory.
 
     Args:
       tensors: contiguous, on the CPU.
-      metadata: what to say beside them.
+      metadata: strings for the header.
 
     Raises:
-      TypeError: for a dtype that the format does not have.
+      TypeError: if the format has no name for a dtype.
     """
-    # The widest first, so that each begins at a multiple of its width.
+    # The widest first, so that each starts at a multiple of its width.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} is {tensor.dtype}, for which the safetensors format has no name")
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+            raise TypeError(f"the safetensors format has no name for {tensor.dtype}, the dtype of {shown(name)}")
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return [len(text).to_bytes(8, "little"), text, *(_bytes(tensors[name]) for name in names)]
 
 
 class TensorFile:
-    """An open file of tensors, of which nothing but the header is read until it is asked for.
+    """An open file of tensors. Only its header is read until a tensor is.
 
     Raises:
-      ValueError: for a file that is none, or whose header is longer than any that ftrain writes.
+      ValueError: if it is not in this format, or its header is longer than any that ftrain writes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
-        if length > LONGEST_HEADER:
-            raise ValueError(f"its header would have {length} bytes, and at most {LONGEST_HEADER} are read")
-        # By its descriptor: the very file that is open, whatever has its name now, and names need not be UTF-8.
+        if length > MAX_HEADER:
+            raise ValueError(f"its header has {length} bytes, more than the limit of {MAX_HEADER}")
+        # By its descriptor, because another file may have its name by now, and the name may not be UTF-8.
         self._file: Any = _checked(safetensors.safe_open, f"/dev/fd/{file.fileno()}", framework="pt")
 
-    def kinds(self) -> dict[str, str]:
-        """What each tensor is, such as "float32 [3, 4]"."""
+    def signatures(self) -> dict[str, str]:
+        """Dtype and shape of each tensor, such as "float32 [3, 4]"."""
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
         return {
             name: f"{_NAMES.get(part.get_dtype(), part.get_dtype())} {part.get_shape()}"
@@ -83,14 +86,14 @@ class TensorFile:
         }
 
     def read(self, name: str) -> Tensor:
-        """One of the tensors, in memory of its own."""
-        # What the library gives is mapped, and changes with the file.
+        """The tensor of this name, in memory of its own."""
+        # The library returns mapped memory, which changes with the file.
         tensor: Tensor = _checked(self._file.get_tensor, name).clone()
         return tensor
 
 
-def kind(tensor: Tensor) -> str:
-    """What a tensor is, as `TensorFile.kinds` says it."""
+def signature(tensor: Tensor) -> str:
+    """Dtype and shape of a tensor, as `TensorFile.signatures` gives them."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
