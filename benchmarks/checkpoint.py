@@ -17,6 +17,7 @@ import ftrain
 from ftrain import models
 from ftrain.disk import checkpoint
 from ftrain.disk.saver import Saver
+from ftrain.disk.snapshot import Snapshot, named
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         module = models.build(name, classes=1000, image_size=224, seed=0).to(options.device)
         _, params, buffers = ftrain.functionalize(module)
         state = ftrain.init_state(params, buffers, ftrain.adamw(1e-3), seed=0)
-        size = sum(tensor.nbytes for tensor in checkpoint.named(state).values())
+        size = sum(tensor.nbytes for tensor in named(state).values())
         times: dict[str, list[float]] = {"in line": [], "stall": [], "background": []}
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +43,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
                 with Saver() as saver:
-                    snapshot = checkpoint.Snapshot.of(state, number)
+                    snapshot = Snapshot.of(state, number)
                     saver.start(lambda at=Path(folder), what=snapshot: checkpoint.save(at, what, {}))
                     times["stall"].append(time.perf_counter() - began)
                 times["background"].append(time.perf_counter() - began)

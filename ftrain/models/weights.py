@@ -133,7 +133,7 @@ def _read(path: Path) -> Any:
         if path.suffix.lower() == ".safetensors":
             with path.open("rb") as file:
                 found = TensorFile(file)
-                return {name: found.read(name) for name in found.kinds()}
+                return {name: found.read(name) for name in found.signatures()}
         _check_uncompressed(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything

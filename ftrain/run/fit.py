@@ -15,6 +15,7 @@ from ftrain.data.device import on_device
 from ftrain.data.images import Images, Job
 from ftrain.disk import checkpoint
 from ftrain.disk.checkpoint import Loaded
+from ftrain.disk.manifest import MANIFEST
 from ftrain.disk.saver import Saver
 from ftrain.errors import CheckpointError
 from ftrain.run import folder as run_folder
@@ -119,7 +120,7 @@ def _find_position(run: RunFolder, program: Program, images: Images) -> Generato
     state = keeping_averages(loaded.state, spec.ema_decay > 0.0)
     evaluated, seal = _restore(loaded, log, skipped, spec)
     for path, cause in loaded.damaged.items():
-        yield Damaged(f"{cause}; it has been renamed to {checkpoint.set_aside(path).name}")
+        yield Damaged(f"{cause}; it has been renamed to {checkpoint.quarantine(path).name}")
     return Position(state, int(state.step), log, skipped, evaluated, seal)
 
 
@@ -139,7 +140,7 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
         evaluated = not (manifest["to_evaluate"] and manifest["step"] % spec.steps_per_epoch == 0)
         return evaluated, (int(manifest["metrics"]["bytes"]), str(manifest["metrics"]["sha256"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = shown(loaded.folder / checkpoint.MANIFEST)
+        where = shown(loaded.folder / MANIFEST)
         raise CheckpointError(f"{where} lacks what a run needs to resume: {shown(str(error))}") from error
 
 

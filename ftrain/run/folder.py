@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ftrain.disk import checkpoint, durable, sealed
+from ftrain.disk import checkpoint, durable, manifest, sealed
 from ftrain.disk.lock import LOCK, locked
 from ftrain.errors import CheckpointError, SettingsError
 from ftrain.run.settings import Settings, from_mapping
@@ -129,7 +129,7 @@ def read(folder: Path) -> RunFolder:
         damage = f"cannot read {shown(folder / CONFIG)}: {_cause(error)}"
     for path in reversed(checkpoint.find(folder / "checkpoints")):
         try:
-            run = _checked(folder, checkpoint.read_manifest(path)["config"])
+            run = _checked(folder, manifest.read(path)["config"])
         except (CheckpointError, ValueError, KeyError, TypeError):
             continue
         return attrs.evolve(run, damage=f"{damage}; using the copy in {path.name}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ftrain.disk import checkpoint
+from ftrain.disk import checkpoint, manifest
 from ftrain.run.spec import RunSpec
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ def best_first(checkpoints: Sequence[Path]) -> list[Path]:
     Args:
       checkpoints: by step.
     """
-    manifests = checkpoint.manifests(checkpoints)
+    manifests = manifest.read_all(checkpoints)
     unread = [path for path in checkpoints if path not in manifests]
     ended = [path for path in checkpoints if "val" in manifests.get(path, {})]
     within = [path for path in checkpoints if path in manifests and path not in ended]
@@ -46,7 +46,7 @@ def prune(folder: Path, spec: RunSpec) -> None:
     """Removes the checkpoints in a folder that are not to be kept: all but the last `keep_last`, the best, and those of
     the epochs from `save_station` on."""
     found = checkpoint.find(folder)
-    manifests = checkpoint.manifests(found)
+    manifests = manifest.read_all(found)
     ended = [path for path in found if "val" in manifests.get(path, {})]
     best = ranked(ended, lambda path: float(manifests[path]["val"]["accuracy"]))[:1]
     stations = [path for path in ended if manifests[path]["epoch"] >= spec.save_station]

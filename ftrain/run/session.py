@@ -16,8 +16,8 @@ import torch
 from ftrain.data.images import Images
 from ftrain.data.order import train_indices
 from ftrain.disk import checkpoint
-from ftrain.disk.checkpoint import Snapshot
 from ftrain.disk.saver import Saver
+from ftrain.disk.snapshot import Snapshot
 from ftrain.errors import TrainingError
 from ftrain.metrics import Metrics
 from ftrain.run import folder as run_folder

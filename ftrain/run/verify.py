@@ -13,6 +13,8 @@ import torch
 
 from ftrain.data.images import Images
 from ftrain.disk import checkpoint
+from ftrain.disk.manifest import TENSORS
+from ftrain.disk.snapshot import named
 from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder
@@ -62,7 +64,7 @@ def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part
         raise SettingsError(
             "a run of one step cannot be stopped and resumed; give more `epochs` or a smaller `batch_size`"
         )
-    names = list(checkpoint.named(build(spec).init()))
+    names = list(named(build(spec).init()))
     stop = steps // 2
     other_workers = attrs.evolve(spec, workers=0 if spec.workers else 1)
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:
@@ -79,7 +81,7 @@ def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part
 
 def compare(one: Path, other: Path, names: Sequence[str]) -> Verdict:
     """Compares tensors of two checkpoints bit by bit."""
-    with open(one / checkpoint.TENSORS, "rb") as first, open(other / checkpoint.TENSORS, "rb") as second:
+    with open(one / TENSORS, "rb") as first, open(other / TENSORS, "rb") as second:
         ours, theirs = TensorFile(first), TensorFile(second)
         different = {}
         for name in names:

@@ -18,6 +18,7 @@ import ftrain.run.export
 from ftrain import models
 from ftrain.data.pixels import val_pixels
 from ftrain.disk import checkpoint
+from ftrain.disk.snapshot import named
 from ftrain.errors import ExportError
 from ftrain.run import folder as run_folder
 from ftrain.run import inference, replay, verify
@@ -217,7 +218,7 @@ def test_verify_resume_names_the_tensor_that_differs_first(data, tmp_path, monke
         yield verify.Part("without a stop", 0, 6)
         yield verify.compare(*last, names)
 
-    names = list(checkpoint.named(state_of(tmp_path / "whole")))
+    names = list(named(state_of(tmp_path / "whole")))
     monkeypatch.setattr(verify, "verify_resume", compared)
     result = ftrain_command("verify-resume", "--data", data, "--model", MODEL, "--device", "cpu", "--batch-size", 4)
     assert result.exit_code == 1
