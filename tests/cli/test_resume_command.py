@@ -1,7 +1,12 @@
 """One command that begins a run, goes on with it, or says that it is complete; and what it refuses."""
 
 import json
+import os
+import pty
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -12,7 +17,9 @@ from typer.testing import CliRunner
 
 from ftrain.disk import checkpoint
 from ftrain.disk.lock import LOCK
+from ftrain.disk.manifest import TENSORS
 from ftrain.run import folder as run_folder
+from ftrain.run import launch
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +128,7 @@ def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, optio
     code, said = ftrain_command(*command(data, folder), *second, "--override")
     assert code == 0, said
     assert "resuming from step 6 of 8" in said
-    names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / checkpoint.TENSORS)
+    names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / TENSORS)
     assert any(name.startswith("ema/") for name in names) == ("--ema-decay" in second)
     for which in ([], ["--last"]):  # the best may be of before
         code, said = ftrain_command("evaluate", folder, *which)
@@ -179,6 +186,63 @@ def test_more_epochs_are_taken_where_no_step_depends_on_their_number(data, tmp_p
     assert result(short) == result(long)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_loading_recommends_nothing(data, tmp_path, monkeypatch, number, code):
+    """There is no run yet that could resume."""
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(launch, "resolve", interrupted)
+    assert ftrain_command(*command(data, tmp_path / "run")) == (code, "loading torch ... ftrain: interrupted")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_terminal_that_closes_saves_the_run(complete, data, tmp_path):
+    """SIGHUP arrives, and nothing can be printed any more."""
+    folder, ours = tmp_path / "run", os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    terminal, other_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, ours, str(data), str(folder)],
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,
+    )
+    os.close(other_end)
+    shown = b""
+    while b"epoch 1/2" not in shown:
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 129
+    assert len(checkpoint.find(folder / "checkpoints")) > 0
+    code, said = ftrain_command(*command(data, folder))
+    assert code == 0, said
+    assert result(folder) == result(complete)
+
+
+IN_TERMINAL = """
+import fcntl, os, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.path.insert(0, sys.argv[1])
+from ftrain_cli.main import app
+from signal_runs import command
+from tiny_runs import tiny_network
+from ftrain.run.session import Session
+
+train = Session.train
+
+def slowly(session, batch):
+    time.sleep(0.3)
+    return train(session, batch)
+
+Session.train = slowly
+sys.argv = ["ftrain", *command(sys.argv[2], sys.argv[3])]
+with tiny_network():
+    app(prog_name="ftrain")
+"""
+
+
 def test_the_last_checkpoints_are_kept_and_the_best(data, tmp_path):
     folder = tmp_path / "run"
     assert ftrain_command(*command(data, folder), "--keep-last", 3, "--checkpoint-every", "1")[0] == 0
@@ -208,7 +272,7 @@ def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_pa
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
     assert (
-        f"warning: {damaged} is damaged: it differs from what manifest.json records; it has been renamed to "
+        f"warning: {damaged} is damaged: its size or checksum differs from the one in manifest.json; it has been renamed to "
         "quarantined_step_00000008 "
     ) in said
     assert "resuming from step 6 of 8" in said

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ftrain import optim
-from ftrain.disk import checkpoint, durable, sealed
+from ftrain.disk import checkpoint, durable, manifest, sealed
+from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import CheckpointError
 from ftrain.state import TrainState, init_state, keeping_averages
 
@@ -148,16 +149,16 @@ def test_layout_on_disk(tmp_path: Path) -> None:
     assert folder == tmp_path / "deep" / "checkpoints" / "step_00001234"
     assert files(folder) == ["manifest.json", "state.safetensors"]
     data = (folder / "state.safetensors").read_bytes()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert len(manifest.pop("seal")) == 64
-    assert manifest == {
+    document = json.loads((folder / "manifest.json").read_text())
+    assert len(document.pop("seal")) == 64
+    assert document == {
         "format": 1,
         "step": 1234,
         "files": {"state.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
         "epoch": 3,
         "metrics": {"loss": 0.5},
     }
-    assert checkpoint.read_manifest(folder)["epoch"] == 3
+    assert manifest.read(folder)["epoch"] == 3
     assert set(safetensors.torch.load(data)) == NAMES_OF_CHAIN
 
 
@@ -183,21 +184,21 @@ def test_saving_the_same_state_again_replaces_its_notes(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {"epoch": 1})
     tensors = (folder / "state.safetensors").stat()
     assert checkpoint.save(tmp_path, state(), {"epoch": 2}) == folder
-    assert checkpoint.read_manifest(folder)["epoch"] == 2
+    assert manifest.read(folder)["epoch"] == 2
     assert (folder / "state.safetensors").stat().st_ino == tensors.st_ino
     assert_bitwise_equal(checkpoint.load(folder, blank(state())), state())
     assert files(tmp_path) == ["step_00000007", "step_00000007/manifest.json", "step_00000007/state.safetensors"]
 
 
 @pytest.mark.parametrize("earlier", ["another state", "damaged"])
-def test_saving_where_another_state_is_sets_that_aside(tmp_path: Path, earlier: str) -> None:
+def test_saving_over_a_different_state_quarantines_it(tmp_path: Path, earlier: str) -> None:
     folder = checkpoint.save(tmp_path, state(fill=0.5), {"epoch": 1})
     if earlier == "damaged":
         damage(folder / "manifest.json", 30)
     assert checkpoint.save(tmp_path, state(fill=1.0), {"epoch": 2}) == folder
-    assert checkpoint.read_manifest(folder)["epoch"] == 2
+    assert manifest.read(folder)["epoch"] == 2
     assert_bitwise_equal(checkpoint.load(folder, blank(state())), state(fill=1.0))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set_aside_step_00000007", "step_00000007"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["quarantined_step_00000007", "step_00000007"]
     assert checkpoint.find(tmp_path) == [folder]
 
 
@@ -206,7 +207,7 @@ def test_a_damaged_byte_is_found(tmp_path: Path, offset: int) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     path = folder / "state.safetensors"
     damage(path, offset)
-    assert error_of(folder, state()) == f"{path} is damaged: its bytes are not those that manifest.json notes"
+    assert error_of(folder, state()) == f"{path} is damaged: its size or checksum differs from the one in manifest.json"
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])
@@ -214,7 +215,7 @@ def test_a_truncated_file_is_found(tmp_path: Path, length: int) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     path = folder / "state.safetensors"
     path.write_bytes(path.read_bytes()[:length])
-    assert error_of(folder, state()) == f"{path} is damaged: its bytes are not those that manifest.json notes"
+    assert error_of(folder, state()) == f"{path} is damaged: its size or checksum differs from the one in manifest.json"
 
 
 def test_a_file_that_is_no_safetensors_is_found(tmp_path: Path) -> None:
@@ -223,21 +224,21 @@ def test_a_file_that_is_no_safetensors_is_found(tmp_path: Path) -> None:
     path, data = folder / "state.safetensors", b"\xff" * 64
     path.write_bytes(data)
     forge(folder, files={path.name: {"bytes": 64, "sha256": hashlib.sha256(data).hexdigest()}})
-    assert error_of(folder, state()).startswith(f"{path} cannot be read: ")
+    assert error_of(folder, state()).startswith(f"cannot read {path}: ")
 
 
 def test_missing_tensors_are_found(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     (folder / "state.safetensors").unlink()
-    assert error_of(folder, state()).startswith(f"{folder / 'state.safetensors'} cannot be read: ")
+    assert error_of(folder, state()).startswith(f"cannot read {folder / 'state.safetensors'}: ")
 
 
 def test_a_missing_manifest_or_folder_is_found(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     (folder / "manifest.json").unlink()
-    assert error_of(folder, state()).startswith(f"{folder / 'manifest.json'} cannot be read: ")
+    assert error_of(folder, state()).startswith(f"cannot read {folder / 'manifest.json'}: ")
     assert error_of(tmp_path / "nowhere", state()).startswith(
-        f"{tmp_path / 'nowhere' / 'manifest.json'} cannot be read"
+        f"cannot read {tmp_path / 'nowhere' / 'manifest.json'}: No such file or directory"
     )
 
 
@@ -245,20 +246,20 @@ def test_a_missing_manifest_or_folder_is_found(tmp_path: Path) -> None:
 def test_a_manifest_that_is_none_is_found(tmp_path: Path, text: str) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
-    assert error_of(folder, state()).startswith(f"{folder / 'manifest.json'} cannot be read: ")
+    assert error_of(folder, state()).startswith(f"cannot read {folder / 'manifest.json'}: ")
 
 
 @pytest.mark.parametrize("entry", [{}, None, {"state.safetensors": {}}, {"state.safetensors": None}, []])
 def test_a_manifest_without_checksums_is_found(tmp_path: Path, entry: Any) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     forge(folder, files=entry)
-    assert "cannot be read" in error_of(folder, state())
+    assert f"cannot read {folder / 'manifest.json'}: " in error_of(folder, state())
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     forge(folder, format=2)
-    assert error_of(folder, state()) == f"{folder} has format 2; this ftrain reads format 1"
+    assert error_of(folder, state()) == f"{folder} has format 2; this version of ftrain reads format 1"
 
 
 def changed(template: TrainState, name: str, tensor: Tensor | None) -> TrainState:
@@ -279,8 +280,8 @@ def test_another_network_is_refused(tmp_path: Path, name: str, tensor: Tensor | 
     folder = checkpoint.save(tmp_path, state(), {})
     message = error_of(folder, changed(state(), name, tensor))
     assert message == (
-        f"{folder / 'state.safetensors'} is of another network or optimizer: {difference}. A new run can begin with "
-        "this one's network: ftrain export RUN --format safetensors, then ftrain fit --weights FILE"
+        f"{folder / 'state.safetensors'} belongs to a different network or optimizer: {difference}. To start a new run "
+        "from this network, export it (`ftrain export`) and pass the file as `weights`"
     )
 
 
@@ -308,6 +309,67 @@ def test_clipping_does_not_change_what_a_checkpoint_holds(tmp_path: Path) -> Non
     assert_bitwise_equal(checkpoint.load(checkpoint.save(tmp_path, saved, {}), state(optimizer=clipped)), saved)
 
 
+def network_of(like: TrainState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    template = blank(like)
+    return template.params, template.buffers
+
+
+@pytest.fixture
+def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tensors that are read from now on."""
+    names: list[str] = []
+    read = TensorFile.read
+
+    def recorded(file: TensorFile, name: str) -> Tensor:
+        names.append(name)
+        return read(file, name)
+
+    monkeypatch.setattr(TensorFile, "read", recorded)
+    return names
+
+
+def test_loading_a_network_reads_no_optimizer_state(tmp_path: Path, names_read: list[str]) -> None:
+    saved = state()
+    params, buffers = checkpoint.load_network(checkpoint.save(tmp_path, saved, {}), *network_of(saved))
+    assert names_read == ["params/head.weight", "params/head.bias", "buffers/norm.mean", "buffers/norm.count"]
+    assert_bitwise_equal(attrs.evolve(saved, params=params, buffers=buffers), saved)
+
+
+def test_loading_a_network_prefers_averages(tmp_path: Path, names_read: list[str]) -> None:
+    """A buffer of integers has none."""
+    saved = keeping_averages(state(), True)
+    saved = attrs.evolve(saved, ema={name: average + 1 for name, average in saved.ema.items()})
+    params, buffers = checkpoint.load_network(checkpoint.save(tmp_path, saved, {}), *network_of(saved))
+    assert names_read == ["ema/head.weight", "ema/head.bias", "ema/norm.mean", "buffers/norm.count"]
+    expected = {**saved.ema, "norm.count": torch.tensor(5)}
+    assert {name: tensor.tolist() for name, tensor in {**params, **buffers}.items()} == {
+        name: tensor.tolist() for name, tensor in expected.items()
+    }
+
+
+def test_loading_a_network_compares_the_network_alone(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, state(optimizer=optim.sgd(0.1, momentum=0.9)), {})
+    params, buffers = network_of(state(optimizer=optim.adam(0.1)))
+    checkpoint.load_network(folder, params, buffers)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_network(folder, {**params, "head.bias": torch.zeros(5)}, buffers)
+    assert str(caught.value) == (
+        f"{folder / 'state.safetensors'} belongs to a different network: params/head.bias: expected float32 [5], found "
+        "float32 [3]. To start a new run from this network, export it (`ftrain export`) and pass the file as `weights`"
+    )
+
+
+def test_the_first_intact_network_is_loaded(tmp_path: Path) -> None:
+    folders = [checkpoint.save(tmp_path, state(step=step, fill=step), {}) for step in (1, 2, 3)]
+    damage(folders[2] / "state.safetensors", -1)
+    loaded = checkpoint.load_network_first(folders[::-1], *network_of(state()))
+    assert (loaded.step, loaded.folder) == (2, folders[1])
+    assert_bitwise_equal(attrs.evolve(state(step=2, fill=2), params=loaded.params), state(step=2, fill=2))
+    assert loaded.damaged == {
+        folders[2]: f"{folders[2]}/state.safetensors is damaged: its size or checksum differs from the one in manifest.json"
+    }
+
+
 # --- what a failure leaves behind
 
 
@@ -322,7 +384,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, where: str, monkeypatc
 
     earlier = checkpoint.save(tmp_path, state(step=1), {})
     before = files(tmp_path)
-    manifest: dict[str, Any] = {}
+    additions: dict[str, Any] = {}
     with monkeypatch.context() as patch:
         if where == "manifest":
             patch.setattr(sealed, "dump", fail)
@@ -331,10 +393,10 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, where: str, monkeypatc
         else:
             patch.setattr(os, where, fail)
         with pytest.raises(FailError):
-            checkpoint.save(tmp_path, state(step=2), manifest)
+            checkpoint.save(tmp_path, state(step=2), additions)
     assert files(tmp_path) == before
     assert checkpoint.find(tmp_path) == [earlier]
-    assert checkpoint.save(tmp_path, state(step=2), manifest).name == "step_00000002"
+    assert checkpoint.save(tmp_path, state(step=2), additions).name == "step_00000002"
 
 
 def test_a_failing_save_does_not_wait_for_an_ordinary_exception(

@@ -1,4 +1,4 @@
-"""What is written is there whole or not at all, and what could not be written is said."""
+"""Files are written completely or not at all, and a full disk is reported with the number of bytes needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["open", "write", "fsync", "rename"])
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
     durable.write_file(path, b"one")
     with monkeypatch.context() as patch:
@@ -62,7 +62,7 @@ def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
     assert (target / "file").read_bytes() == b"one two"
 
 
-def test_a_folder_that_fails_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_fails_does_not_appear(tmp_path: Path) -> None:
     def fill() -> None:
         with durable.new_folder(tmp_path / "folder") as filling:
             durable.write(filling / "file", [b"one"])
@@ -94,7 +94,7 @@ def test_appending_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
     assert caught.value.filename == str(path)
 
 
-def test_a_full_disk_is_said_with_what_was_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_the_bytes_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> int:
         raise OSError(errno.EFBIG, "File too large")
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_said_with_what_was_to_be_written(tmp_path: Path, monkeyp
     assert names(tmp_path) == []
 
 
-def test_sweeping_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
+def test_sweeping_removes_leftovers_of_killed_processes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".step_00000007.4711.partial").mkdir()
     (tmp_path / ".step_00000007.4711.partial" / "state").write_bytes(b"half")
     (tmp_path / ".step_00000003.removed").mkdir()
@@ -117,19 +117,19 @@ def test_sweeping_removes_what_killed_processes_left_and_nothing_else(tmp_path: 
     assert names(tmp_path) == kept
 
 
-def test_folders_that_are_made_are_told_innermost_first(tmp_path: Path) -> None:
+def test_made_folders_are_returned_innermost_first(tmp_path: Path) -> None:
     assert durable.make_folder(tmp_path) == []
     assert durable.make_folder(tmp_path / "a" / "b") == [tmp_path / "a" / "b", tmp_path / "a"]
 
 
 WRITERS = {
     "durable.py",
-    "lock.py",  # who holds a run, which nothing rests on
-    "disk.py",  # the cache; flushed and renamed by durable's functions
-    "fill.py",  # pixels of the cache, by worker processes
-    "sample.py",  # the sample; flushed and renamed by durable's functions
-    "split.py",  # copies of images
-    "torchvision_datasets.py",  # what torchvision downloads
+    "lock.py",  # the name of the holder, which only a message needs
+    "fill.py",  # pixels of a cache, by worker processes
+    "disk.py",  # a cache on disk, which is flushed and renamed there
+    "sample.py",  # the sample, unpacked into a durable.new_folder
+    "split.py",  # links to images or copies of them, in a durable.new_folder
+    "torchvision_datasets.py",  # links to downloaded images
 }
 CALLS = {"write_text", "write_bytes", "symlink_to", "savefig", "rename", "fsync", "copy2", "save_file"}
 
@@ -146,5 +146,5 @@ def test_nothing_else_writes() -> None:
             if (name == "open" and any(set("wax+") & set(str(mode)) for mode in modes)) or name in CALLS:
                 found.add((path.name, name))
     outside = {(path, name) for path, name in found if path not in WRITERS}
-    # A figure is drawn into memory; a checkpoint is quarantined by durable.rename.
+    # Pictures are drawn into memory; a checkpoint is quarantined by durable.rename.
     assert outside == {("curves.py", "savefig"), ("checkpoint.py", "rename")}

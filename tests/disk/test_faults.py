@@ -22,7 +22,8 @@ from tiny_runs import STEPS, images, network, result, spec, start_or_resume, tin
 
 import ftrain
 from ftrain.data.order import train_indices
-from ftrain.disk import checkpoint, durable, sealed
+from ftrain.disk import checkpoint, durable, manifest, sealed
+from ftrain.disk.snapshot import named
 from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
 from ftrain.losses import cross_entropy
 from ftrain.run import build, events, provenance
@@ -167,12 +168,12 @@ def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, ep
     folder = tmp_path / "run"
     found = stopped_at(folder, lambda event: isinstance(event, events.Evaluating) and event.epoch == epoch)
     assert found[-1] == events.Stopped(4 * epoch)
-    notes = checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+    notes = manifest.read(checkpoint.find(folder / "checkpoints")[-1])
     assert "val" not in notes
     assert stopped_at(folder, lambda event: isinstance(event, events.Started))[-1] == events.Stopped(4 * epoch)
     train(folder)
     assert result(folder) == result(undisturbed)
-    assert checkpoint.read_manifest(folder / "checkpoints" / f"step_{4 * epoch:08d}")["val"]["count"] == 5
+    assert manifest.read(folder / "checkpoints" / f"step_{4 * epoch:08d}")["val"]["count"] == 5
 
 
 def test_a_run_stopped_after_every_step_in_turn(undisturbed, tmp_path):
@@ -202,7 +203,7 @@ class PartlyUnreadable:
 
 
 def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
-    batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_unreadable=True)
+    batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_bad_images=True)
     wanted = spec(on_bad_image="skip", bad_image_cap=0.5)
     run = provenance.new_run(wanted, batches, tmp_path / "run", ["ftrain"])
     assert stopped_at(run.path, is_step(3), (run, wanted, batches))[-1] == events.Stopped(3)
@@ -229,7 +230,7 @@ def test_a_folder_that_is_held_is_refused_with_the_name_of_the_holder(tmp_path):
         pass
     holder = re.escape(f"{tmp_path}/run is in use by process {os.getpid()} on {socket.gethostname()} since ")
     assert re.fullmatch(
-        holder + "[-0-9]+ [:0-9]+; wait until it ends, or give another folder as --out", str(caught.value)
+        holder + "[-0-9]+ [:0-9]+; wait until it ends, or choose another folder as `out`", str(caught.value)
     )
     assert not (tmp_path / "run").exists()
     with run_folder.lock(tmp_path / "run"):
@@ -466,11 +467,14 @@ def test_a_run_with_a_damaged_file_ends_as_if_it_were_whole(undisturbed, tmp_pat
     said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     if step:
         assert len(said) == 1
-        assert step in said[0] and f"it is kept as set_aside_{step}" in said[0]
-        assert (folder / "checkpoints" / f"set_aside_{step}").is_dir()
+        assert step in said[0] and said[0].endswith(f"; it has been renamed to quarantined_{step}")
+        assert (folder / "checkpoints" / f"quarantined_{step}").is_dir()
     if name == "metrics.jsonl":
         assert len(said) == 1
-        assert said[0].startswith("metrics.jsonl is not what was written, and ")
+        assert re.fullmatch(
+            r"metrics\.jsonl has been damaged: \d+ of its lines cannot be read; a copy of it is in metrics\.jsonl\.damaged",
+            said[0],
+        )
         assert (checkpoint.find(folder / "checkpoints")[-1] / "state.safetensors").is_file()
     else:
         assert result(folder) == result(undisturbed)
@@ -483,9 +487,9 @@ def test_a_bit_that_flips_in_the_newest_manifest_or_the_settings_is_found(undist
         data = bytearray((folder / name).read_bytes())
         data[offset % len(data)] ^= 1
         (folder / name).write_bytes(data)
-    assert "config.json cannot be read" in run_folder.read(folder).damage
+    assert f"cannot read {folder}/config.json: " in run_folder.read(folder).damage
     [said] = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
-    assert "step_00000008/manifest.json cannot be read" in said
+    assert said.startswith(f"cannot read {folder}/checkpoints/step_00000008/manifest.json: ")
     assert result(folder) == result(undisturbed)
 
 
@@ -496,8 +500,7 @@ def test_settings_are_taken_from_a_checkpoint_if_their_file_is_damaged(undisturb
     opened = run_folder.read(folder)
     assert opened.settings.lr == 0.01
     assert opened.damage == (
-        f"{folder}/config.json cannot be read: it is not what was written: its seal does not fit; what step_00000008 "
-        "notes of it is used"
+        f"cannot read {folder}/config.json: it is damaged: its checksum does not match; using the copy in step_00000008"
     )
 
 
@@ -520,7 +523,7 @@ def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp
     (folder / "metrics.jsonl").write_bytes(damaged)
     said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     assert said == [
-        "metrics.jsonl is not what was written, and 1 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+        "metrics.jsonl has been damaged: 1 of its lines cannot be read; a copy of it is in metrics.jsonl.damaged"
     ]
     assert (folder / "metrics.jsonl.damaged").read_bytes() == damaged
     assert (folder / "metrics.jsonl").read_bytes() == data[first + 1 :]
@@ -532,7 +535,7 @@ def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
     (folder / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 7.', 1))
     said = [event.cause for event in train(folder) if isinstance(event, events.Damaged)]
     assert said == [
-        "metrics.jsonl is not what was written, and 0 of its lines cannot be read; it is kept as metrics.jsonl.damaged"
+        "metrics.jsonl has been damaged: 0 of its lines cannot be read; a copy of it is in metrics.jsonl.damaged"
     ]
 
 
@@ -540,7 +543,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_p
     folder = copied(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     lines = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match="the checkpoints of .* are gone; put them back"):
+    with pytest.raises(CheckpointError, match="the checkpoints of .* are missing; put them back, or start a new run in another folder"):
         train(folder)
     assert (folder / "metrics.jsonl").read_bytes() == lines
 
@@ -557,7 +560,7 @@ def test_a_checkpoint_that_cannot_be_opened_at_the_moment_is_not_taken_for_damag
     with monkeypatch.context() as patch:
         patch.setattr(sealed, "read", refuse)
         with pytest.raises(OSError, match=re.escape(os.strerror(number))):
-            checkpoint.read_manifest(checkpoint.find(folder / "checkpoints")[-1])
+            manifest.read(checkpoint.find(folder / "checkpoints")[-1])
     assert len(checkpoint.find(folder / "checkpoints")) == 3
 
 
@@ -716,12 +719,12 @@ def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monke
     with pytest.raises(TrainingError) as caught:
         train(folder, checkpoint_every=1)
     rows = train_indices(0, 5, examples=13, batch_size=3)
-    names = ", ".join(images().train.name(row) for row in rows)
+    names = ", ".join(images().train.image_name(row) for row in rows)
     assert str(caught.value) == (
-        "the loss or its gradient is no longer finite at step 6 (learning rate 0.00854); its update was not made, and "
-        "the last checkpoint stands. `ftrain replay` looks into the step; a lower --lr, more --warmup-epochs or "
-        "--clip-norm 1 may help, in a new run or from here with --resume RUN --override. The images of its batch, of "
-        f"{images().train.title}: {names}"
+        "the loss or its gradient became infinite or nan at step 6 (learning rate 0.00854). The update was not applied, "
+        "and the last checkpoint is intact. `ftrain replay` shows the step; a lower `lr`, more `warmup_epochs` or "
+        "`clip_norm=1` may help, in a new run or in this one with `resume=RUN` and `override=True`. The images of the "
+        f"batch, in {images().train.name}: {names}"
     )
     assert checkpoint.find(folder / "checkpoints")[-1].name == "step_00000005"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -747,7 +750,7 @@ def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, m
     steps, loss = [], build._training_loss(spec())
     folder = tmp_path / "run"
     monkeypatch.setattr(build, "_training_loss", lambda spec: too_large)
-    with pytest.raises(TrainingError, match="memory ran out at batch size 3; .* with --batch-size 1, or") as caught:
+    with pytest.raises(TrainingError, match="memory ran out at `batch_size=3`; use `batch_size=1` in a new run, or in this one with `resume=RUN`") as caught:
         train(folder)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
@@ -760,7 +763,7 @@ def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
     apply, params, buffers = ftrain.functionalize(network("", classes=2, image_size=8, seed=1))
     optimizer = ftrain.adamw(0.01)
     state = ftrain.init_state(params, buffers, optimizer, seed=0)
-    before = {name: tensor.clone() for name, tensor in checkpoint.named(state).items()}
+    before = {name: tensor.clone() for name, tensor in named(state).items()}
 
     def too_large(logits, labels):
         raise torch.OutOfMemoryError
@@ -768,7 +771,7 @@ def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
     batch = (torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 0]))
     with pytest.raises(torch.OutOfMemoryError):
         ftrain.train_step(state, batch, apply=apply, optimizer=optimizer, loss=too_large, donate=donate)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.named(state).items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named(state).items())
 
 
 def test_calls_stands_for_the_os_module():
