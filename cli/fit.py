@@ -12,7 +12,7 @@ from ftrain.errors import SettingsError
 from ftrain.run.settings import Settings
 
 from .options import given, with_settings
-from .report import BROKEN_PIPE, as_flags, note, reported, silence
+from .report import BROKEN_PIPE, as_flags, is_output_lost, note, reported, silence
 from .signals import Stop, watched
 
 if TYPE_CHECKING:
@@ -100,7 +100,10 @@ def _train(request: Request, stop: Stop) -> None:
                 case _:
                     pass
         typer.echo(summary(last, folder))
-    except BrokenPipeError:  # nobody reads the output any more; what was trained is saved all the same
+    except OSError as error:
+        if not is_output_lost(error):
+            raise
+        # What was trained is saved all the same.
         silence()
         stop.code = stop.code or BROKEN_PIPE
         for _ in events:

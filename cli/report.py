@@ -90,6 +90,12 @@ def with_progress(
                 return result
 
 
+def is_output_lost(error: BaseException) -> bool:
+    """Whether an error says that nobody reads the output any more: the pipe or the terminal was closed. An error about
+    a file has the name of the file."""
+    return isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and error.filename is None
+
+
 def silence() -> None:
     """Discards further output, when nobody reads it any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -110,7 +116,7 @@ def reported(command: Command) -> Command:
             if tracebacks_wanted:
                 traceback.print_exc()
             error = _diagnosis(error) or error
-            if isinstance(error, BrokenPipeError):  # as `| head` leaves it
+            if is_output_lost(error):  # as `| head` leaves it
                 silence()
                 sys.exit(BROKEN_PIPE)
             note(f"ftrain: {_message(error)}")

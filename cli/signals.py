@@ -62,7 +62,9 @@ def watched() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, handle) for number in WATCHED}
+    # A signal that is ignored stays ignored, as nohup wants it.
+    numbers = [number for number in WATCHED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop
     finally:
