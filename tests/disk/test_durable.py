@@ -34,7 +34,9 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["open", "write", "fsync", "rename"])
-def test_a_file_is_replaced_completely_or_not_at_all(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_completely_or_not_at_all(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "config.json"
     durable.write_file(path, b"one")
     with monkeypatch.context() as patch:

@@ -543,7 +543,9 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_p
     folder = copied(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     lines = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match="the checkpoints of .* are missing; put them back, or start a new run in another folder"):
+    with pytest.raises(
+        CheckpointError, match="the checkpoints of .* are missing; put them back, or start a new run in another folder"
+    ):
         train(folder)
     assert (folder / "metrics.jsonl").read_bytes() == lines
 
@@ -750,7 +752,10 @@ def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, m
     steps, loss = [], build._training_loss(spec())
     folder = tmp_path / "run"
     monkeypatch.setattr(build, "_training_loss", lambda spec: too_large)
-    with pytest.raises(TrainingError, match="memory ran out at `batch_size=3`; use `batch_size=1` in a new run, or in this one with `resume=RUN`") as caught:
+    with pytest.raises(
+        TrainingError,
+        match="memory ran out at `batch_size=3`; use `batch_size=1` in a new run, or in this one with `resume=RUN`",
+    ) as caught:
         train(folder)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
