@@ -112,10 +112,10 @@ def reported(command: Command) -> Command:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as raised:
             if tracebacks_wanted:
                 traceback.print_exc()
-            error = _diagnosis(error) or error
+            error = _diagnosis(raised) or raised
             if is_output_lost(error):  # as `| head` leaves it
                 silence()
                 sys.exit(BROKEN_PIPE)

@@ -62,7 +62,7 @@ def events(
       The values of `ftrain.run.events`, such as `StepTaken`, `Logged` and `EpochEnded`.
 
     >>> import tempfile
-    >>> images, labels = torch.arange(8 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
+    >>> images, labels = (torch.arange(512) % 256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     >>> folder = tempfile.TemporaryDirectory()
     >>> data = (images, labels), (images, labels)
@@ -136,7 +136,7 @@ def fit(
       BusyError: if another process has locked the run's folder.
 
     >>> import tempfile
-    >>> images, labels = torch.arange(8 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
+    >>> images, labels = (torch.arange(512) % 256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     settings = {"epochs": 2, "batch_size": 4, "workers": 0, "out": folder + "/run", "progress": False}
