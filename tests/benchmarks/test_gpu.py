@@ -24,7 +24,7 @@ def gpu():
 def run(*arguments, **environment):
     command = [sys.executable, str(SCRIPT), *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
 
 
 def rows(output):

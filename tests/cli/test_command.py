@@ -355,7 +355,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
         40,
     )
     (tmp_path / "bad.toml").write_text("batch_sise = 3\n")
-    refused(2, "there is no setting 'batch_sise'; did you mean 'batch-size'?", *fit, "--config", "bad.toml")
+    refused(2, "there is no setting 'batch_sise'; did you mean 'batch_size'?", *fit, "--config", "bad.toml")
     (tmp_path / "worse.toml").write_text("batch_size = \n")
     refused(2, "cannot be read as TOML", *fit, "--config", "worse.toml")
     (tmp_path / "full").mkdir()

@@ -214,7 +214,7 @@ def test_a_terminal_that_closes_saves_the_run(complete, data, tmp_path):
     while b"epoch 1/2" not in shown:
         shown += os.read(terminal, 1000)
     os.close(terminal)
-    assert process.wait(timeout=60) == 129
+    assert process.wait(timeout=900) == 129
     [saved] = checkpoint.find(folder / "checkpoints")
     assert checkpoint.step_of(saved) in (1, 2, 3)  # within the epoch, where only a stop saves
     code, said = ftrain_command(*command(data, folder))

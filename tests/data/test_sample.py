@@ -134,7 +134,7 @@ def test_every_file_is_on_the_disk_before_the_folder_has_its_name(cache: Path, m
 
 def test_processes_that_unpack_at_the_same_time(cache: Path) -> None:
     processes = [start(cache) for _ in range(3)]
-    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    outputs = [process.communicate(timeout=900)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert set(outputs) == {str(sample_folder())}
     assert list(cache.iterdir()) == [sample_folder()]
@@ -143,7 +143,7 @@ def test_processes_that_unpack_at_the_same_time(cache: Path) -> None:
 
 def test_what_a_killed_process_leaves_is_not_used(cache: Path) -> None:
     process = start(cache, stop=True)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=900)[0]
     assert process.returncode == 9, output
     [left] = cache.iterdir()
     assert left.name.startswith(".")

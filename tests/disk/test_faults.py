@@ -106,7 +106,7 @@ def signalled(what, folder, count, **options):
             time.sleep(1.0)
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=900)
         finally:
             process.kill()
     return process.returncode

@@ -276,8 +276,12 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_message(data, tmp_path):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         workers = [int(pid) for pid in children if b"python" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(workers[-1], signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 1
     message = errors.splitlines()[-1]
-    assert message.startswith("ftrain: a worker process that loads images was killed (signal: Killed)")
+    # torch notices the death in one of two ways, of which one does not tell the signal.
+    killed = (
+        r"ftrain: a worker process that loads images was killed( \(signal: Killed\))?, usually because memory ran out"
+    )
+    assert re.match(killed, message)
     assert "Traceback" not in errors
