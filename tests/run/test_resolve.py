@@ -1,0 +1,92 @@
+"""From settings to a spec and a program."""
+
+import attrs
+import pytest
+import tiny_runs
+import torch
+from signal_runs import make_images
+
+from ftrain.errors import SettingsError
+from ftrain.run import build as building
+from ftrain.run.build import build
+from ftrain.run.resolve import resolve
+from ftrain.run.settings import Settings
+from ftrain.run.spec import Interval, RunSpec
+
+MODEL = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    make_images(root)  # 13 to train on, 5 to validate on, in two classes, 16 px
+    return root
+
+
+def test_nothing_in_a_spec_is_none(data):
+    spec, images = resolve(Settings(model=MODEL, data=str(data), device="cpu"))
+    assert [field.name for field in attrs.fields(RunSpec) if getattr(spec, field.name) is None] == []
+    assert (spec.model, spec.weights, spec.classes, spec.train_examples) == (MODEL, "", ("even", "odd"), 13)
+    assert (spec.batch_size, spec.eval_batch_size, spec.image_size) == (13, 13, 32)
+    assert (spec.lr, spec.weight_decay, spec.clip_norm, spec.ema_decay) == (0.001, 0.05, float("inf"), 0.0)
+    assert (spec.save_station, spec.checkpoint_every, spec.warmup_epochs) == (11, Interval(), 1.0)
+    assert (spec.precision, spec.memory_format, spec.compile) == ("float32", "channels_last", False)
+    assert (spec.steps_per_epoch, spec.total_steps) == (1, 10)
+    assert spec.notes == ("the training step is not compiled: this run has only 10 steps",)
+    assert (images.batch_size, images.image_size, images.augmentation) == (13, 32, spec.augmentation)
+
+
+def test_what_is_recorded_makes_the_same_spec_again(data):
+    options = {"ema_decay": 0.9, "clip_norm": 1.0, "checkpoint_every": "10m", "save_station": 2, "batch_size": 4}
+    spec, _ = resolve(Settings(model=MODEL, data=str(data), device="cpu", **options))
+    again = RunSpec.of(
+        Settings(**spec.recorded),
+        classes=spec.classes,
+        train_examples=spec.train_examples,
+        compile_because=spec.compile_because,
+        notes=spec.notes,
+    )
+    assert again == spec
+    assert (again.ema_decay, again.clip_norm, again.checkpoint_every) == (0.9, 1.0, Interval(minutes=10))
+
+
+def test_a_setting_without_a_value_is_refused():
+    with pytest.raises(SettingsError, match="`image_size` has no value"):
+        RunSpec.of(tiny_runs.settings(image_size=None), classes=("a", "b"), train_examples=13)
+
+
+def test_states_of_a_program_share_no_memory():
+    with tiny_runs.tiny_network():
+        program = build(tiny_runs.spec(ema_decay=0.9))
+        one, other = program.init(), program.init()
+    leaves, others = (torch.utils._pytree.tree_leaves(state) for state in (one, other))
+    assert len(leaves) == len(others)
+    assert {leaf.data_ptr() for leaf in leaves}.isdisjoint(leaf.data_ptr() for leaf in others)
+    for leaf, copy in zip(leaves, others, strict=True):
+        assert torch.equal(leaf, copy)
+
+
+def test_evaluation_builds_no_optimizer(monkeypatch):
+    def fail(spec):
+        raise AssertionError("an optimizer was built")
+
+    monkeypatch.setattr(building, "make_optimizer", fail)
+    with tiny_runs.tiny_network():
+        program = build(tiny_runs.spec())
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    params, buffers = program.initial_tensors()
+    assert program.apply(params, buffers, images, train=False)[0].shape == (2, 2)
+    with pytest.raises(AssertionError, match="an optimizer was built"):
+        program.init()
+
+
+def test_the_module_of_a_caller_is_neither_changed_nor_shared():
+    module = tiny_runs.network("", classes=2, image_size=8, seed=3)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    program = build(tiny_runs.spec(memory_format="channels_last"), building.Custom(module=module))
+    state = program.init()
+    program.train_step(state, (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0])))
+    assert module.training
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.is_contiguous()
