@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -149,6 +149,16 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Iterator[
         yield event
 
 
+class _Console(Console):
+    """A console that leaves four columns free at the right. There the terminal shows the ^C of Ctrl-C; at the end of a
+    full line it would begin a new line, and the progress bar would stand there twice."""
+
+    @property  # type: ignore[misc]  # the base class also lets it be set
+    def size(self) -> ConsoleDimensions:
+        width, height = super().size
+        return ConsoleDimensions(max(1, width - 4), height)
+
+
 class _Stopping(TextColumn):
     """Says that the run is stopping. The progress bar redraws itself even while a step takes long."""
 
@@ -169,7 +179,7 @@ def _on_terminal(events: Iterable[Event], words: Callable[[str], str], stopping:
         TimeRemainingColumn(compact=True),
         _Stopping(stopping),
     )
-    with Progress(*columns, console=Console(), transient=True) as progress:
+    with Progress(*columns, console=_Console(), transient=True) as progress:
         task = progress.add_task("starting", total=None, numbers="")
         folder, epochs, epoch_start = Path(), 0, time.monotonic()
         for event in events:
