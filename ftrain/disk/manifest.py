@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the version of the format, size and SHA-256 of the file of tensors, and what a run adds:
+"""The manifest of a checkpoint: version of the format, size and SHA-256 of the file of tensors, and what a run adds:
 epoch, metrics, configuration, classes."""
 
 from __future__ import annotations

@@ -273,8 +273,8 @@ def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_pa
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
     assert (
-        f"warning: {damaged} is damaged: its size or checksum differs from the one in manifest.json; it has been renamed to "
-        "quarantined_step_00000008 "
+        f"warning: {damaged} is damaged: its size or checksum differs from the one in manifest.json; it has been "
+        "renamed to quarantined_step_00000008 "
     ) in said
     assert "resuming from step 6 of 8" in said
     assert result(folder) == result(complete)

@@ -364,7 +364,8 @@ def test_the_first_intact_network_is_loaded(tmp_path: Path) -> None:
     damage(folders[2] / "state.safetensors", -1)
     loaded = checkpoint.load_network_first(folders[::-1], *network_of(state()))
     assert (loaded.step, loaded.folder) == (2, folders[1])
-    assert_bitwise_equal(attrs.evolve(state(step=2), params=loaded.params), state(step=2, fill=2.0))
+    expected = state(step=2, fill=2.0).params
+    assert {n: t.tolist() for n, t in loaded.params.items()} == {n: t.tolist() for n, t in expected.items()}
     assert loaded.damaged == {
         folders[
             2
