@@ -1,5 +1,5 @@
-"""Kills runs with SIGKILL wherever they write, lets each go on, and compares what it comes to. A script, so that it can
-fork: `python tests/kill_runs.py FOLDER [SEED]`."""
+"""Kills runs with SIGKILL wherever they write, resumes each, and compares the result. A script, so that it can fork:
+`python tests/kill_runs.py FOLDER [SEED]`."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ CALLS = ("write", "fsync", "rename", "mkdir", "ftruncate")
 
 
 class Calls:
-    """The os module as `durable` sees it, which does something at each of its calls."""
+    """The os module as `durable` sees it, whose calls go through `at_call`."""
 
     def __init__(self, at_call):
         self.at_call = at_call
@@ -52,8 +52,7 @@ class Removal:
 
 @contextlib.contextmanager
 def watching(at_call):
-    """With every call handed to `at_call`, and saving where it is asked for instead of in the background, so that the
-    calls of every run come in one order."""
+    """Passes every call to `at_call`, and saves in the main thread, so that all runs make their calls in one order."""
     durable.os, durable.shutil = Calls(at_call), Removal(at_call)
     start, Saver.start = Saver.start, lambda saver, work: work()
     try:
@@ -67,7 +66,7 @@ def die():
 
 
 def recorded(folder):
-    """All calls of an undisturbed run: (name, bytes that are written)."""
+    """All calls of an undisturbed run: (name, bytes written)."""
     calls = []
 
     def at_call(name, function, *arguments):
@@ -80,7 +79,7 @@ def recorded(folder):
 
 
 def killer(call, how):
-    """Kills the process before its call of that number, or in the middle of it: after `how` bytes."""
+    """Kills the process before call number `call`, or within it, after `how` bytes."""
     count = 0
 
     def at_call(name, function, *arguments):
@@ -100,7 +99,7 @@ def killer(call, how):
 
 
 def in_child(work, signalled_after=None, number=signal.SIGKILL):
-    """How a forked process ended that did `work`: its exit status, as os.waitpid has it.
+    """Does `work` in a forked process, and returns its exit status as os.waitpid does.
 
     Args:
       signalled_after: the seconds after which it is sent a signal, if at all.
@@ -152,12 +151,12 @@ def main(root, seed):
             in_child(lambda folder=folder: train(folder), signalled_after=draw.uniform(0, seconds))
         if number % 4 == 0:  # killed once more, somewhere on the way
             in_child(functools.partial(disturbed, place=(draw.randrange(len(calls)), "before")))
-        began = time.monotonic()
+        start_time = time.monotonic()
         ended = in_child(lambda folder=folder: train(folder))
         left = [path for path in folder.rglob(".*") if path.name != ".lock"]
         if ended != 0 or result(folder) != expected or left:
             lost.append(place)
-        seconds = max(seconds, time.monotonic() - began)
+        seconds = max(seconds, time.monotonic() - start_time)
         shutil.rmtree(folder)
     print(f"{len(places)} places and {RANDOM_MOMENTS} moments tried, {len(missed)} missed, {len(lost)} lost", *lost)
     return 1 if lost or missed else 0

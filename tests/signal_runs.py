@@ -1,5 +1,5 @@
-"""Sends signals to `ftrain fit`, lets the same command go on, and compares what it comes to. A script, so that it can
-fork: `python tests/signal_runs.py FOLDER [SEED]`."""
+"""Sends signals to `ftrain fit`, resumes with the same command, and compares the result. A script, so that it can fork:
+`python tests/signal_runs.py FOLDER [SEED]`."""
 
 import os
 import random
@@ -57,7 +57,7 @@ def command(data, folder, workers=0):
 
 
 def run(arguments, log=None):
-    """`ftrain` in this process, which it ends. What it says is added to a file."""
+    """Runs `ftrain` in this process and ends the process. The output is appended to a file."""
     sys.argv = ["ftrain", *arguments]
     log = log or f"{arguments[arguments.index('--out') + 1]}.log"
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -74,7 +74,7 @@ def run(arguments, log=None):
 
 
 def signalling(owner, name, calls, number):
-    """Has the process send itself a signal at each of these calls of a function, counted from 1."""
+    """Makes the process send itself a signal at each of these calls of a function, counted from 1."""
     function, count = getattr(owner, name), 0
 
     def wrapped(*args, **kwargs):
@@ -87,7 +87,7 @@ def signalling(owner, name, calls, number):
     setattr(owner, name, wrapped)
 
 
-# Where a signal comes, how often, and the checkpoints that may be the last one then: 0 for none.
+# Where signals arrive, how many, and the possible steps of the last checkpoint then: 0 for none.
 PLACES = {
     "while the settings are resolved": ((launch, "resolve", [1]), {0}),
     "while the network is built": ((build, "make_module", [1]), {0}),
@@ -113,7 +113,7 @@ def main(root, seed):
     draw = random.Random(seed)
     statuses, lost = [], []
 
-    def go_on_and_compare(what, folder):
+    def resume_and_compare(what, folder):
         status = in_child(lambda: run(command(root / "images", folder)))
         log = Path(f"{folder}.log").read_text()
         if status != 0 or result(folder) != expected or "Traceback" in log or "KeyboardInterrupt" in log:
@@ -122,9 +122,9 @@ def main(root, seed):
 
     seconds = []
     for name in ("undisturbed", "timed"):
-        began = time.monotonic()
+        start_time = time.monotonic()
         in_child(lambda name=name: run(command(root / "images", root / name)))
-        seconds.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - start_time)
     expected = result(root / "undisturbed")
     wrong = []
     for number in SIGNALS:
@@ -138,16 +138,16 @@ def main(root, seed):
             status = os.waitstatus_to_exitcode(in_child(signalled))
             if status != 128 + number or last_step(folder) not in steps:
                 wrong.append((what, signal.Signals(number).name, status, last_step(folder)))
-            go_on_and_compare(what, folder)
+            resume_and_compare(what, folder)
     for moment in range(RANDOM_MOMENTS):
         folder = root / f"moment {moment}"
         number = SIGNALS[moment % 3]
         arguments = command(root / "images", folder, workers=moment // 3 % 3)
         status = in_child(lambda arguments=arguments: run(arguments), draw.uniform(0.05, seconds[-1]), number)
         statuses.append(os.waitstatus_to_exitcode(status))
-        if statuses[-1] not in (0, 128 + number, -number):  # -number: before ftrain had begun to watch
+        if statuses[-1] not in (0, 128 + number, -number):  # -number: before ftrain handled signals
             wrong.append((moment, statuses[-1]))
-        go_on_and_compare(moment, folder)
+        resume_and_compare(moment, folder)
     print(f"exit codes at random moments: {sorted(statuses)}")
     print(
         f"{len(PLACES) * len(SIGNALS)} places and {RANDOM_MOMENTS} moments tried, {len(wrong)} wrong, {len(lost)} lost"

@@ -19,17 +19,17 @@ def main():
         root = Path(name)
         root.chmod(0o755)
         make_images(root / "images")
-        in_child(lambda: run(command(root / "images", root / "begun")))
-        # What an error needs is imported now; later it may not be readable.
+        in_child(lambda: run(command(root / "images", root / "existing")))
+        # Import what an error needs while it is readable.
         with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
             app(command(root / "images", root / "images" / "train" / "odd" / "1.png"), prog_name="ftrain")
         (root / "logs").mkdir()
         (root / "logs").chmod(0o777)
         (root / "forbidden").mkdir()
         (root / "forbidden").chmod(0o555)
-        for path in (root / "begun", root / "begun" / "checkpoints"):
+        for path in (root / "existing", root / "existing" / "checkpoints"):
             path.chmod(0o555)
-        for what, folder in (("new", root / "forbidden" / "run"), ("begun", root / "begun")):
+        for what, folder in (("new", root / "forbidden" / "run"), ("existing", root / "existing")):
             log = root / "logs" / what
 
             def as_nobody(folder=folder, log=log):

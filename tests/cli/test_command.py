@@ -27,7 +27,7 @@ CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 40, 50)}
 
 
 def make_images(folder, per_class, seed=0):
-    """Noisy pictures of one colour a class."""
+    """Noisy images, one colour per class."""
     noise = np.random.default_rng(seed)
     for name, color in CLASSES.items():
         (folder / name).mkdir(parents=True)
@@ -65,7 +65,7 @@ def params_of(folder):
     return safetensors.torch.load_file(last / "state.safetensors")
 
 
-def test_a_run_leaves_what_it_says(run, data):
+def test_the_files_of_a_run(run, data):
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["model"] == MODEL
     assert config["settings"]["image_size"] == 32
@@ -122,14 +122,14 @@ def test_resuming_a_complete_run_says_so(run):
     assert "is complete" in result.output
 
 
-def test_resuming_under_another_learning_rate_is_refused(run):
+def test_resuming_with_another_learning_rate_is_refused(run):
     result = ftrain_command("fit", "--resume", run, "--lr", "0.5")
     assert result.exit_code == 2
     assert "its result would change: --lr was 0.001, is 0.5" in result.output
 
 
 def stopped_after_an_epoch(run, folder):
-    """A copy of a run, of which only the first epoch's checkpoint is left."""
+    """A copy of a run with only the checkpoint of the first epoch."""
     shutil.copytree(run, folder)
     shutil.rmtree(folder / "checkpoints" / "step_00000008")
     return folder
@@ -143,7 +143,7 @@ def run_with_all_epochs(data, tmp_path_factory):
     return folder
 
 
-def test_the_same_command_line_goes_on_from_another_folder(run_with_all_epochs, data, tmp_path, monkeypatch):
+def test_the_same_command_line_resumes_from_another_working_folder(run_with_all_epochs, data, tmp_path, monkeypatch):
     stopped = stopped_after_an_epoch(run_with_all_epochs, tmp_path / "stopped")
     monkeypatch.chdir(tmp_path)
     result = ftrain_command("fit", "--data", data, *QUICK, "--resume", "stopped", "--workers", "1")
@@ -163,7 +163,7 @@ def test_moved_data_are_the_same_data(run_with_all_epochs, data, tmp_path):
     assert json.loads((stopped / "config.json").read_text())["settings"]["val_dir"] == str(tmp_path / "elsewhere/val")
 
 
-def test_resuming_over_changed_data_is_refused_unless_told_to(run_with_all_epochs, data, tmp_path):
+def test_resuming_with_changed_data_needs_override(run_with_all_epochs, data, tmp_path):
     stopped = stopped_after_an_epoch(run_with_all_epochs, tmp_path / "stopped")
     shutil.copytree(data, tmp_path / "changed")
     (tmp_path / "changed" / "train" / "red" / "0.png").unlink()
@@ -216,7 +216,7 @@ def test_predict(run, data):
     assert sum(float(row["probability"]) for row in rows[:3]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_predict_names_what_it_cannot_read_and_goes_on(run, data, tmp_path):
+def test_predict_names_bad_images_and_continues(run, data, tmp_path):
     shutil.copy(data / "val" / "red" / "0.png", tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "folder").mkdir()
@@ -230,7 +230,7 @@ def test_predict_names_what_it_cannot_read_and_goes_on(run, data, tmp_path):
     assert f"cannot read the image {tmp_path / 'bad.png'}" in result.stderr
 
 
-def test_names_that_are_no_text_and_no_formulas(data, tmp_path):
+def test_names_that_are_neither_utf8_nor_formulas(data, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(data, images)
     for split in ("train", "val"):
@@ -284,7 +284,7 @@ def test_data_of_the_working_folder_is_used(data, tmp_path, monkeypatch):
     assert "sample" not in result.output
 
 
-def test_config_file_under_the_flags(data, tmp_path):
+def test_flags_override_the_config_file(data, tmp_path):
     config = tmp_path / "run.toml"
     config.write_text('batch-size = 4\nlr = 0.25\noptimizer = "sgd"\nmean = [0.5, 0.5, 0.5]\n')
     out = tmp_path / "run"
@@ -407,7 +407,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_cuda_device_that_is_not_there(data):
+def test_a_missing_cuda_device(data):
     refused(2, "--device cuda is not available: torch finds no CUDA device", "fit", "--data", data, "--device", "cuda")
 
 
@@ -457,7 +457,7 @@ def test_shell_completion(shell):
     assert "--epochs" not in result.stdout
 
 
-def test_plain_lines_where_the_output_is_no_terminal(data, tmp_path):
+def test_plain_lines_if_the_output_is_not_a_terminal(data, tmp_path):
     result = ftrain_command("fit", "--data", data, *QUICK, "--out", tmp_path / "run")
     lines = result.stdout.splitlines()
     assert lines[0] == f"run: {tmp_path / 'run'}"
@@ -481,7 +481,7 @@ def test_debug_shows_the_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.EACCES, 73), (errno.EROFS, 73), (errno.ENOSPC, 74), (errno.EIO, 74)]
 )
-def test_folders_that_cannot_be_written_have_exit_codes_of_their_own(data, tmp_path, monkeypatch, number, code):
+def test_the_exit_codes_of_folders_that_cannot_be_written(data, tmp_path, monkeypatch, number, code):
     def fail(run):
         raise OSError(number, os.strerror(number), str(run.path))
 
@@ -490,7 +490,7 @@ def test_folders_that_cannot_be_written_have_exit_codes_of_their_own(data, tmp_p
     refused(code, f"{os.strerror(number)}: {out}", "fit", "--data", data, *QUICK, "--out", out)
 
 
-def test_nobody_reads_on():
+def test_a_closed_pipe_ends_the_command_silently():
     code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
     command = [sys.executable, "-c", code, "models"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

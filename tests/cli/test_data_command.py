@@ -28,7 +28,7 @@ def picture(path, seed, size=(40, 36)):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two classes; of a, six images to train on, of b, four; two of each to validate with."""
+    """Two classes: a with six and b with four training images, and two validation images of each."""
     root = tmp_path / "data"
     seed = 0
     for split, counts in (("train", {"a": 6, "b": 4}), ("val", {"a": 2, "b": 2})):
@@ -130,7 +130,7 @@ def test_split_into_copies(tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "data").rglob("*"))
 
 
-def test_split_refuses_what_it_cannot_do(tmp_path):
+def test_split_refuses_a_class_with_one_image(tmp_path):
     for name, count in (("a", 3), ("b", 1)):
         for number in range(count):
             picture(tmp_path / "all" / name / f"{number}.png", number)

@@ -1,4 +1,4 @@
-"""One command that begins a run, goes on with it, or says that it is complete; and what it refuses."""
+"""One command that starts a run, resumes it, or reports that it is complete; and what it refuses."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def complete(data, tmp_path_factory):
     return folder
 
 
-def begun(complete, target, *, steps):
+def partial(complete, target, *, steps):
     """A copy of a run as it was after some steps."""
     shutil.copytree(complete, target)
     for path in checkpoint.find(target / "checkpoints"):
@@ -52,8 +52,8 @@ def begun(complete, target, *, steps):
     return target
 
 
-def test_auto_begins_goes_on_and_says_that_a_run_is_complete(complete, data, tmp_path):
-    folder = begun(complete, tmp_path / "run", steps=6)
+def test_auto_starts_resumes_and_reports_a_complete_run(complete, data, tmp_path):
+    folder = partial(complete, tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(data, folder))
     assert code == 0, said
     assert "resuming from step 6 of 8" in said
@@ -66,7 +66,7 @@ def test_auto_begins_goes_on_and_says_that_a_run_is_complete(complete, data, tmp
     assert after == before
 
 
-def test_auto_without_out_has_a_folder_by_the_model(data, tmp_path, monkeypatch):
+def test_auto_without_out_uses_a_folder_named_after_the_model(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = command(data, "OUT")
     at = words.index("--out")
@@ -75,7 +75,7 @@ def test_auto_without_out_has_a_folder_by_the_model(data, tmp_path, monkeypatch)
     assert (tmp_path / "runs" / "shufflenet_v2_x0_5" / "auto" / "config.json").is_file()
 
 
-def test_a_run_in_parts(data, tmp_path):
+def test_a_run_with_accumulation(data, tmp_path):
     code, said = ftrain_command(*command(data, tmp_path / "run"), "--batch-size", 4, "--accumulate", 2)
     assert code == 0, said
     assert run_folder.read(tmp_path / "run").settings.accumulate == 2
@@ -92,7 +92,7 @@ def test_a_run_in_parts(data, tmp_path):
     ],
 )
 def test_auto_refuses_changes_that_change_the_result(complete, data, tmp_path, changed, message):
-    folder = begun(complete, tmp_path / "run", steps=6)
+    folder = partial(complete, tmp_path / "run", steps=6)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, said = ftrain_command(*command(data, folder), *changed)
     assert code == 2
@@ -100,17 +100,17 @@ def test_auto_refuses_changes_that_change_the_result(complete, data, tmp_path, c
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_auto_refuses_a_setting_that_is_not_given_any_more(data, tmp_path):
+def test_auto_refuses_the_omission_of_a_setting(data, tmp_path):
     folder = tmp_path / "run"
     assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
     code, said = ftrain_command(*command(data, folder))
     assert code == 2
     assert "its result would change: --lr was given as 0.5, and is not given" in said
-    code, said = ftrain_command("fit", "--resume", folder)  # under its settings, whatever they are
+    code, said = ftrain_command("fit", "--resume", folder)  # with the settings of the run
     assert code == 0, said
 
 
-def test_an_override_is_what_counts_from_then_on(data, tmp_path):
+def test_overridden_settings_apply_from_then_on(data, tmp_path):
     folder = tmp_path / "run"
     assert ftrain_command(*command(data, folder), "--lr", "0.5")[0] == 0
     assert ftrain_command(*command(data, folder), "--override")[0] == 0
@@ -121,23 +121,23 @@ def test_an_override_is_what_counts_from_then_on(data, tmp_path):
 
 @pytest.mark.parametrize("option", [["--clip-norm", "0.1"], ["--ema-decay", "0.9"]])
 @pytest.mark.parametrize("begins", [True, False])
-def test_an_override_begins_and_ends_clipping_and_averages(data, tmp_path, option, begins):
+def test_an_override_starts_and_ends_clipping_and_averages(data, tmp_path, option, begins):
     first, second = ([], option) if begins else (option, [])
     assert ftrain_command(*command(data, tmp_path / "whole"), *first)[0] == 0
-    folder = begun(tmp_path / "whole", tmp_path / "run", steps=6)
+    folder = partial(tmp_path / "whole", tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(data, folder), *second, "--override")
     assert code == 0, said
     assert "resuming from step 6 of 8" in said
     names = safetensors.torch.load_file(folder / "checkpoints" / "step_00000008" / TENSORS)
     assert any(name.startswith("ema/") for name in names) == ("--ema-decay" in second)
-    for which in ([], ["--last"]):  # the best may be of before
+    for which in ([], ["--last"]):  # the best may be older than the override
         code, said = ftrain_command("evaluate", folder, *which)
         assert code == 0, said
     code, said = ftrain_command("replay", folder, "--step", 7)
     assert code == 0, said
 
 
-def test_a_run_that_diverged_names_the_images_and_goes_on_with_a_lower_rate(data, tmp_path):
+def test_a_run_that_diverged_names_the_images_and_resumes_with_a_lower_rate(data, tmp_path):
     folder = tmp_path / "run"
     rising = ["--optimizer", "sgd", "--lr", "1e30", "--warmup-epochs", "1.5"]
     code, said = ftrain_command(*command(data, folder), *rising)
@@ -155,7 +155,7 @@ def test_other_classes(complete, data, tmp_path):
     for split in ("train", "val"):
         (renamed / split / "odd").rename(renamed / split / "strange")
         shutil.copytree(added / split / "odd", added / split / "third")
-    folder = begun(complete, tmp_path / "run", steps=6)
+    folder = partial(complete, tmp_path / "run", steps=6)
     code, said = ftrain_command(*command(added, folder), "--override")
     assert code == 2
     assert "was started with 2 classes, and there are now 3, for which its network has no outputs" in said
@@ -165,8 +165,8 @@ def test_other_classes(complete, data, tmp_path):
     assert run_folder.read(folder).classes == ("even", "strange")
 
 
-def test_harmless_changes_are_taken(complete, data, tmp_path):
-    folder = begun(complete, tmp_path / "run", steps=6)
+def test_harmless_changes_are_accepted(complete, data, tmp_path):
+    folder = partial(complete, tmp_path / "run", steps=6)
     changes = ["--workers", 1, "--keep-last", 5, "--checkpoint-every", "1", "--save-station", 1]
     code, said = ftrain_command(*command(data, folder), *changes)
     assert code == 0, said
@@ -176,7 +176,7 @@ def test_harmless_changes_are_taken(complete, data, tmp_path):
     assert json.loads((folder / "config.json").read_text())["settings"]["keep_last"] == 5
 
 
-def test_more_epochs_are_taken_where_no_step_depends_on_their_number(data, tmp_path):
+def test_more_epochs_are_accepted_if_no_step_depends_on_their_number(data, tmp_path):
     short, long = tmp_path / "short", tmp_path / "long"
     assert ftrain_command(*command(data, short), "--schedule", "constant")[0] == 0
     code, said = ftrain_command(*command(data, short), "--schedule", "constant", "--epochs", 3)
@@ -188,7 +188,7 @@ def test_more_epochs_are_taken_where_no_step_depends_on_their_number(data, tmp_p
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_loading_recommends_nothing(data, tmp_path, monkeypatch, number, code):
-    """There is no run yet that could resume."""
+    """There is no run to resume yet."""
 
     def interrupted(*arguments):
         os.kill(os.getpid(), number)
@@ -199,7 +199,7 @@ def test_a_signal_while_loading_recommends_nothing(data, tmp_path, monkeypatch, 
 
 
 def test_a_terminal_that_closes_saves_the_run(complete, data, tmp_path):
-    """SIGHUP arrives, and nothing can be printed any more."""
+    """SIGHUP arrives, and printing fails."""
     folder, ours = tmp_path / "run", os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     terminal, other_end = pty.openpty()
     process = subprocess.Popen(
@@ -255,7 +255,7 @@ def test_the_last_checkpoints_are_kept_and_the_best(data, tmp_path):
 
 
 def test_a_folder_in_use_ends_the_command_with_75(complete, data, tmp_path):
-    folder = begun(complete, tmp_path / "run", steps=6)
+    folder = partial(complete, tmp_path / "run", steps=6)
     with run_folder.lock(folder):
         code, said = ftrain_command(*command(data, folder))
         assert code == 75
@@ -266,8 +266,8 @@ def test_a_folder_in_use_ends_the_command_with_75(complete, data, tmp_path):
     assert not (folder / LOCK).exists()
 
 
-def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_path):
-    folder = begun(complete, tmp_path / "run", steps=8)
+def test_damage_is_reported_and_the_checkpoint_before_is_used(complete, data, tmp_path):
+    folder = partial(complete, tmp_path / "run", steps=8)
     damaged = folder / "checkpoints" / "step_00000008" / "state.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     code, said = ftrain_command(*command(data, folder))
@@ -280,8 +280,8 @@ def test_damage_is_said_and_the_checkpoint_before_is_used(complete, data, tmp_pa
     assert result(folder) == result(complete)
 
 
-def test_a_run_of_which_everything_is_damaged_ends_with_65(complete, data, tmp_path):
-    folder = begun(complete, tmp_path / "run", steps=8)
+def test_a_run_without_an_intact_checkpoint_ends_with_65(complete, data, tmp_path):
+    folder = partial(complete, tmp_path / "run", steps=8)
     for path in (folder / "checkpoints").rglob("manifest.json"):
         path.write_bytes(b"")
     code, said = ftrain_command(*command(data, folder))

@@ -10,7 +10,7 @@ from ftrain.errors import Interrupted
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_the_first_signal_stops_a_run_and_interrupts_what_is_not_one_yet(number, code):
+def test_the_first_signal_stops_a_run_and_interrupts_loading(number, code):
     before = {each: signal.getsignal(each) for each in WATCHED}
     with watched() as stop:
         with pytest.raises(Interrupted) as caught:

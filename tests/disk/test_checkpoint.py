@@ -43,9 +43,9 @@ def state(step: int = 7, fill: float = 0.5, optimizer: optim.Optimizer | None = 
     buffers = {"norm.mean": torch.randn(3, generator=generator), "norm.count": torch.tensor(5)}
     with_state = optim.Transform(lambda params: {}, lambda grads, state, params, step: (grads, state))
     optimizer = optimizer or optim.chain(with_state, optim.adamw(0.1))
-    begun = init_state(params, buffers, optimizer, seed=2**40 + 3)
-    params, opt_state = optimizer.update(params, begun.opt_state, params, begun.step)
-    return attrs.evolve(begun, step=torch.tensor(step), params=params, opt_state=opt_state)
+    initial = init_state(params, buffers, optimizer, seed=2**40 + 3)
+    params, opt_state = optimizer.update(params, initial.opt_state, params, initial.step)
+    return attrs.evolve(initial, step=torch.tensor(step), params=params, opt_state=opt_state)
 
 
 def blank(like: TrainState) -> TrainState:
@@ -72,7 +72,7 @@ def damage(path: Path, offset: int) -> None:
 
 
 def forge(folder: Path, **changes: Any) -> None:
-    """Changes a manifest as its writer would."""
+    """Changes a manifest, with a valid checksum."""
     document = {**sealed.read(folder / "manifest.json"), **changes}
     (folder / "manifest.json").write_bytes(sealed.dump(document))
 
@@ -180,7 +180,7 @@ def test_loading_changes_neither_template_nor_files(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_saving_the_same_state_again_replaces_its_notes(tmp_path: Path) -> None:
+def test_saving_the_same_state_again_replaces_its_manifest(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {"epoch": 1})
     tensors = (folder / "state.safetensors").stat()
     assert checkpoint.save(tmp_path, state(), {"epoch": 2}) == folder
@@ -218,8 +218,8 @@ def test_a_truncated_file_is_found(tmp_path: Path, length: int) -> None:
     assert error_of(folder, state()) == f"{path} is damaged: its size or checksum differs from the one in manifest.json"
 
 
-def test_a_file_that_is_no_safetensors_is_found(tmp_path: Path) -> None:
-    """Even if the manifest was made to fit it."""
+def test_a_file_in_another_format_is_found(tmp_path: Path) -> None:
+    """Even if the manifest matches it."""
     folder = checkpoint.save(tmp_path, state(), {})
     path, data = folder / "state.safetensors", b"\xff" * 64
     path.write_bytes(data)
@@ -243,7 +243,7 @@ def test_a_missing_manifest_or_folder_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"format"', "{}", "\xff"])
-def test_a_manifest_that_is_none_is_found(tmp_path: Path, text: str) -> None:
+def test_an_invalid_manifest_is_found(tmp_path: Path, text: str) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     (folder / "manifest.json").write_bytes(text.encode("latin-1"))
     assert error_of(folder, state()).startswith(f"cannot read {folder / 'manifest.json'}: ")
@@ -256,7 +256,7 @@ def test_a_manifest_without_checksums_is_found(tmp_path: Path, entry: Any) -> No
     assert f"cannot read {folder / 'manifest.json'}: " in error_of(folder, state())
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_the_format_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.save(tmp_path, state(), {})
     forge(folder, format=2)
     assert error_of(folder, state()) == f"{folder} has format 2; this version of ftrain reads format 1"
@@ -297,13 +297,13 @@ def test_another_optimizer_is_refused_with_the_first_differences(tmp_path: Path)
 
 @pytest.mark.parametrize("saved_with", [False, True])
 @pytest.mark.parametrize("template_with", [False, True])
-def test_averages_are_as_the_checkpoint_has_them(tmp_path: Path, saved_with: bool, template_with: bool) -> None:
+def test_averages_are_loaded_if_the_checkpoint_has_them(tmp_path: Path, saved_with: bool, template_with: bool) -> None:
     saved = keeping_averages(state(), saved_with)
     folder = checkpoint.save(tmp_path, saved, {})
     assert_bitwise_equal(checkpoint.load(folder, keeping_averages(blank(saved), template_with)), saved)
 
 
-def test_clipping_does_not_change_what_a_checkpoint_holds(tmp_path: Path) -> None:
+def test_clipping_does_not_change_the_tensors_of_a_checkpoint(tmp_path: Path) -> None:
     saved = state(optimizer=optim.adamw(0.1))
     clipped = optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(0.1))
     assert_bitwise_equal(checkpoint.load(checkpoint.save(tmp_path, saved, {}), state(optimizer=clipped)), saved)
@@ -316,7 +316,7 @@ def network_of(like: TrainState) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.fixture
 def names_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the tensors that are read from now on."""
+    """Records the names of the tensors that are read."""
     names: list[str] = []
     read = TensorFile.read
 
@@ -373,7 +373,7 @@ def test_the_first_intact_network_is_loaded(tmp_path: Path) -> None:
     }
 
 
-# --- what a failure leaves behind
+# --- failures
 
 
 class FailError(Exception):
@@ -402,9 +402,7 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, where: str, monkeypatc
     assert checkpoint.save(tmp_path, state(step=2), additions).name == "step_00000002"
 
 
-def test_a_failing_save_does_not_wait_for_an_ordinary_exception(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of a save."""
 
     def interrupt(*args: Any) -> Any:
@@ -416,7 +414,7 @@ def test_a_failing_save_does_not_wait_for_an_ordinary_exception(
     assert files(tmp_path) == []
 
 
-def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_not_a_checkpoint(tmp_path: Path) -> None:
     left = tmp_path / f".step_00000007.{os.getpid()}.partial"
     left.mkdir()
     (left / "state.safetensors").write_bytes(b"half")
@@ -443,7 +441,7 @@ def test_find_goes_by_step_beyond_eight_digits(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.find(tmp_path)] == ["step_99999999", "step_100000000"]
 
 
-def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
+def test_prune_keeps_the_given_checkpoints(tmp_path: Path) -> None:
     folders = [checkpoint.save(tmp_path, state(step=step), {}) for step in (1, 2, 3, 4)]
     (tmp_path / "notes.txt").write_text("stays")
     checkpoint.prune(tmp_path, {folders[1], folders[3]})
@@ -454,7 +452,7 @@ def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
     checkpoint.load(folders[3], blank(state()))
 
 
-def test_prune_that_was_stopped_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_prune_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between the renaming and the removal, it leaves no folder that looks like a checkpoint."""
     folder = checkpoint.save(tmp_path, state(), {})
 

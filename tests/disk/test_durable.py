@@ -47,7 +47,7 @@ def test_a_file_is_replaced_completely_or_not_at_all(
     assert names(tmp_path) == ["config.json"]
 
 
-def test_a_write_that_the_system_cuts_into_pieces_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:3]))
     durable.write_file(tmp_path / "file", b"0123456789")
@@ -75,7 +75,7 @@ def test_a_folder_that_fails_does_not_appear(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_appending_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"a line\n")
     write = os.write

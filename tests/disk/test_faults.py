@@ -1,4 +1,4 @@
-"""Whatever happens to a run, the same command goes on from its last whole checkpoint, and ends with the same bits."""
+"""Whatever happens to a run, the same command resumes from its last intact checkpoint and ends with the same bits."""
 
 import errno
 import fcntl
@@ -40,7 +40,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, capsys):
+def test_a_run_that_is_killed_anywhere_resumes_to_the_same_result(tmp_path, capsys):
     script = Path(__file__).parents[1] / "kill_runs.py"
     command = [sys.executable, str(script), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, caps
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_that_is_signalled_ends_between_steps_and_goes_on(tmp_path, capsys):
+def test_a_run_that_is_signalled_stops_between_steps_and_resumes(tmp_path, capsys):
     script = Path(__file__).parents[1] / "signal_runs.py"
     command = [sys.executable, str(script), str(tmp_path / "runs")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -118,12 +118,12 @@ def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
         pass
 
 
-def test_a_signal_saves_though_nobody_reads_what_is_said(tmp_path):
+def test_a_signal_saves_even_if_nobody_reads_the_output(tmp_path):
     assert signalled("steps", tmp_path / "run", 1, stderr=subprocess.PIPE) == 143
     assert len(checkpoint.find(tmp_path / "run" / "checkpoints")) > 0
 
 
-def test_a_save_that_fails_at_a_stop_is_not_taken_for_a_stop(tmp_path, monkeypatch):
+def test_a_save_that_fails_during_a_stop_is_an_error(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -132,12 +132,11 @@ def test_a_save_that_fails_at_a_stop_is_not_taken_for_a_stop(tmp_path, monkeypat
         stopped_at(tmp_path / "run", is_step(1))
 
 
-# --- stopped, and gone on
+# --- stopped and resumed
 
 
 def stopped_at(folder, is_place, run=None):
-    """Begins a run or goes on with it, and asks it to stop from the first event on for which `is_place` is true: all
-    that it said."""
+    """Starts or resumes a run, asks it to stop once `is_place` is true of an event, and returns all its events."""
     asked, found = [], []
     with tiny_network(), run_folder.lock(folder):
         for event in fit(*(run or start_or_resume(folder)), stop=lambda: bool(asked)):
@@ -164,12 +163,12 @@ def test_a_run_stopped_after_any_step_ends_with_the_same_bits_and_lines(undistur
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_run_stopped_while_evaluating_evaluates_anew(undisturbed, tmp_path, epoch):
+def test_a_run_stopped_during_evaluation_repeats_the_evaluation(undisturbed, tmp_path, epoch):
     folder = tmp_path / "run"
     found = stopped_at(folder, lambda event: isinstance(event, events.Evaluating) and event.epoch == epoch)
     assert found[-1] == events.Stopped(4 * epoch)
-    notes = manifest.read(checkpoint.find(folder / "checkpoints")[-1])
-    assert "val" not in notes
+    document = manifest.read(checkpoint.find(folder / "checkpoints")[-1])
+    assert "val" not in document
     assert stopped_at(folder, lambda event: isinstance(event, events.Started))[-1] == events.Stopped(4 * epoch)
     train(folder)
     assert result(folder) == result(undisturbed)
@@ -184,8 +183,8 @@ def test_a_run_stopped_after_every_step_in_turn(undisturbed, tmp_path):
     assert result(folder) == result(undisturbed)
 
 
-class PartlyUnreadable:
-    """Images of which the third and the sixth cannot be read."""
+class WithBadImages:
+    """Images; the third and the sixth are bad."""
 
     def __init__(self, source):
         self.source = source
@@ -202,8 +201,8 @@ class PartlyUnreadable:
         return self.source.open(position)
 
 
-def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
-    batches = attrs.evolve(images(), train=PartlyUnreadable(images().train), skip_bad_images=True)
+def test_images_skipped_before_a_stop_are_counted_after_it(tmp_path):
+    batches = attrs.evolve(images(), train=WithBadImages(images().train), skip_bad_images=True)
     wanted = spec(on_bad_image="skip", bad_image_cap=0.5)
     run = provenance.new_run(wanted, batches, tmp_path / "run", ["ftrain"])
     assert stopped_at(run.path, is_step(3), (run, wanted, batches))[-1] == events.Stopped(3)
@@ -211,7 +210,7 @@ def test_images_that_were_left_out_before_a_stop_are_counted_after_it(tmp_path):
     assert [event.skipped for event in rest if isinstance(event, events.EpochEnded)] == [2, 2]
 
 
-def test_a_batch_size_that_is_overridden_goes_on_from_within_an_epoch(tmp_path):
+def test_an_overridden_batch_size_resumes_within_an_epoch(tmp_path):
     folder = tmp_path / "run"
     stopped_at(folder, is_step(2))
     run = run_folder.read(folder)
@@ -225,7 +224,7 @@ def test_a_batch_size_that_is_overridden_goes_on_from_within_an_epoch(tmp_path):
 # --- one process at a time
 
 
-def test_a_folder_that_is_held_is_refused_with_the_name_of_the_holder(tmp_path):
+def test_a_locked_folder_is_refused_with_the_name_of_the_holder(tmp_path):
     with run_folder.lock(tmp_path / "run"), pytest.raises(BusyError) as caught, run_folder.lock(tmp_path / "run"):
         pass
     holder = re.escape(f"{tmp_path}/run is in use by process {os.getpid()} on {socket.gethostname()} since ")
@@ -250,7 +249,7 @@ with run_folder.lock(Path(sys.argv[1])):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_folder_is_free_when_its_holder_is_killed_though_its_workers_live(tmp_path):
+def test_a_lock_is_free_when_its_holder_is_killed_even_if_its_workers_live(tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
         worker = int(process.stdout.readline())
@@ -264,8 +263,8 @@ def test_a_folder_is_free_when_its_holder_is_killed_though_its_workers_live(tmp_
         os.kill(worker, signal.SIGKILL)
 
 
-def test_who_opened_the_lock_of_a_process_that_then_ended_takes_the_next_one(tmp_path, monkeypatch):
-    """The holder removes the file of its lock at the end; a lock on a removed file keeps nobody out."""
+def test_a_lock_file_that_its_holder_removes_meanwhile_is_not_locked(tmp_path, monkeypatch):
+    """The holder removes the file of its lock at the end; a lock on a removed file excludes nobody."""
     path, flock = tmp_path / "run" / ".lock", fcntl.flock
     late = []
 
@@ -280,7 +279,7 @@ def test_who_opened_the_lock_of_a_process_that_then_ended_takes_the_next_one(tmp
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-# --- power loss: what was not flushed is gone, or half there
+# --- power loss: what was not flushed is lost, or partly written
 
 
 class File:
@@ -294,7 +293,7 @@ class Folder:
 
 
 class Disk:
-    """A disk that does what `durable` did, call by call, and knows what of it is flushed."""
+    """A model of a disk that repeats the calls of `durable` and knows what is flushed."""
 
     def __init__(self):
         self.root = Folder()
@@ -324,11 +323,11 @@ class Disk:
             raise AssertionError(call)
 
     def after_loss(self, names, content):
-        """The files by path, and the folders as None, once power was lost.
+        """The files by path, and the folders as None, after a power loss.
 
         Args:
-          names: whether un-flushed names are "kept" or "lost".
-          content: what is left of un-flushed bytes: "kept", "lost", "half" or "zeros".
+          names: whether unflushed names are "kept" or "lost".
+          content: what remains of unflushed bytes: "kept", "lost", "half" or "zeros".
         """
         found = {}
 
@@ -347,7 +346,7 @@ class Disk:
 
 
 def recorded(root, folder, monkeypatch):
-    """The calls of an undisturbed run, their paths relative to `root`, and where in them which step was committed."""
+    """The calls of an undisturbed run, with paths relative to `root`, and after which of them each step was committed."""
     calls, opened, committed = [], {}, []
     save = checkpoint.save
 
@@ -382,7 +381,7 @@ def recorded(root, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
-def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undisturbed, tmp_path, monkeypatch):
+def test_a_run_whose_machine_loses_power_anywhere_resumes_to_the_same_result(undisturbed, tmp_path, monkeypatch):
     root = tmp_path.resolve() / "recorded"
     root.mkdir()
     disk, tried, expected = Disk(), {}, result(undisturbed)
@@ -405,9 +404,9 @@ def test_a_run_whose_machine_loses_power_anywhere_ends_as_if_it_had_not(undistur
                 (base / path).mkdir()
             else:
                 (base / path).write_bytes(content)
-        begun_from = next(event.step for event in train(base / "run") if isinstance(event, events.Started))
-        if result(base / "run") != expected or begun_from < step:
-            lost.append((call[:2], begun_from, step))
+        resumed_from = next(event.step for event in train(base / "run") if isinstance(event, events.Started))
+        if result(base / "run") != expected or resumed_from < step:
+            lost.append((call[:2], resumed_from, step))
         shutil.rmtree(base)
     assert lost == []
 
@@ -443,7 +442,7 @@ def test_what_a_run_commits(undisturbed):
 
 @pytest.mark.parametrize("name", COMMITTED)
 @pytest.mark.parametrize("how", ["empty", "cut", "first", "middle", "last", "gone"])
-def test_a_run_with_a_damaged_file_ends_as_if_it_were_whole(undisturbed, tmp_path, name, how):
+def test_a_run_with_a_damaged_file_resumes_to_the_same_result(undisturbed, tmp_path, name, how):
     folder = copied(undisturbed, tmp_path / "run")
     data = bytearray((folder / name).read_bytes())
     place = {"first": 0, "middle": len(data) // 2, "last": len(data) - 2}
@@ -494,7 +493,7 @@ def test_a_bit_that_flips_in_the_newest_manifest_or_the_settings_is_found(undist
     assert result(folder) == result(undisturbed)
 
 
-def test_settings_are_taken_from_a_checkpoint_if_their_file_is_damaged(undisturbed, tmp_path):
+def test_a_damaged_config_is_replaced_by_the_copy_in_a_checkpoint(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"lr": 0.01', '"lr": 0.02'))
@@ -505,7 +504,7 @@ def test_settings_are_taken_from_a_checkpoint_if_their_file_is_damaged(undisturb
     )
 
 
-def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_anew(undisturbed, tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     for path in checkpoint.find(folder / "checkpoints"):
         (path / "state.safetensors").write_bytes(b"")
@@ -516,7 +515,7 @@ def test_a_run_of_which_all_checkpoints_are_damaged_does_not_begin_anew(undistur
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp_path):
+def test_a_damaged_line_of_metrics_is_reported_and_a_copy_kept(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     data = (folder / "metrics.jsonl").read_bytes()
     first = data.index(b"\n")
@@ -530,7 +529,7 @@ def test_a_line_of_metrics_that_cannot_be_read_is_said_and_kept(undisturbed, tmp
     assert (folder / "metrics.jsonl").read_bytes() == data[first + 1 :]
 
 
-def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
+def test_a_changed_number_in_metrics_is_reported(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     text = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(text.replace('"loss": 0.', '"loss": 7.', 1))
@@ -540,7 +539,7 @@ def test_a_number_in_metrics_that_is_another_is_said(undisturbed, tmp_path):
     ]
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_path):
+def test_a_run_whose_checkpoints_are_missing_does_not_start_again(undisturbed, tmp_path):
     folder = copied(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     lines = (folder / "metrics.jsonl").read_bytes()
@@ -550,7 +549,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(undisturbed, tmp_p
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
-def test_a_checkpoint_that_cannot_be_opened_at_the_moment_is_not_taken_for_damaged(
+def test_a_checkpoint_that_cannot_be_opened_for_other_reasons_is_not_damaged(
     undisturbed, tmp_path, monkeypatch, number
 ):
     folder = copied(undisturbed, tmp_path / "run")
@@ -577,7 +576,7 @@ def test_a_checkpoint_that_cannot_be_opened_at_the_moment_is_not_taken_for_damag
         {"val": {}},
     ],
 )
-def test_a_manifest_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+def test_a_manifest_with_values_of_the_wrong_type_is_refused(undisturbed, tmp_path, changes):
     folder = copied(undisturbed, tmp_path / "run")
     for path in checkpoint.find(folder / "checkpoints"):
         document = {**sealed.read(path / "manifest.json"), **changes}
@@ -587,7 +586,7 @@ def test_a_manifest_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes)
 
 
 @pytest.mark.parametrize("changes", [{"data": 7}, {"asked": 7}, {"classes": 7}, {"command": [7]}, {"settings": []}])
-def test_a_configuration_of_the_wrong_kind_is_refused(undisturbed, tmp_path, changes):
+def test_a_config_with_values_of_the_wrong_type_is_refused(undisturbed, tmp_path, changes):
     folder = copied(undisturbed, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     document = {**sealed.read(folder / "config.json"), **changes}
@@ -609,7 +608,7 @@ def test_order_comes_from_step_numbers_and_not_from_clocks(undisturbed, tmp_path
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_a_disk_that_fills_up_anywhere_ends_the_run_with_the_checkpoints_before_whole(undisturbed, tmp_path, number):
+def test_a_disk_that_fills_up_anywhere_leaves_the_earlier_checkpoints_intact(undisturbed, tmp_path, number):
     calls = 0
 
     def count(name, function, *arguments):
@@ -676,12 +675,12 @@ def test_one_save_is_in_flight_at_a_time_and_none_is_lost(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_folder_that_cannot_be_written_ends_the_run_before_it_begins():
+def test_a_folder_that_cannot_be_written_ends_the_run_before_it_starts():
     script = Path(__file__).parents[1] / "unwritable_run.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "new 73 ftrain: Permission denied: ROOT/forbidden/run",
-        "begun 73 ftrain: Permission denied: ROOT/begun/.lock",
+        "existing 73 ftrain: Permission denied: ROOT/existing/.lock",
     ]
 
 
@@ -697,7 +696,7 @@ run(command(Path(sys.argv[2]) / "images", Path(sys.argv[2]) / "run"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
-def test_a_file_that_may_not_grow_ends_the_command_with_74(tmp_path):
+def test_a_limit_on_the_size_of_files_ends_the_command_with_74(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(Path(__file__).parents[1]), str(tmp_path)], check=False)
     assert done.returncode == 74
     said = (tmp_path / "run.log").read_text().splitlines()[-1]
@@ -706,10 +705,10 @@ def test_a_file_that_may_not_grow_ends_the_command_with_74(tmp_path):
     assert [path for path in (tmp_path / "run").rglob("*") if durable.is_leftover(path)] == []
 
 
-# --- numbers that are not finite, and memory that runs out
+# --- nonfinite losses, and running out of memory
 
 
-def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monkeypatch):
+def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path, monkeypatch):
     def measured(logits, labels, **options):
         steps.append(None)
         return cross_entropy(logits, labels) * (float("nan") if len(steps) == 6 else 1.0)
@@ -741,7 +740,7 @@ def test_a_loss_that_is_no_longer_finite_stops_before_the_update(tmp_path, monke
         MemoryError(),
     ],
 )
-def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, monkeypatch, error):
+def test_running_out_of_memory_is_reported_with_a_smaller_batch_size(undisturbed, tmp_path, monkeypatch, error):
     def too_large(logits, labels, **options):
         steps.append(None)
         if len(steps) == 6:
@@ -763,7 +762,7 @@ def test_memory_that_runs_out_is_said_with_a_batch_size(undisturbed, tmp_path, m
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
+def test_a_step_that_runs_out_of_memory_leaves_its_state_unchanged(donate):
     apply, params, buffers = ftrain.functionalize(network("", classes=2, image_size=8, seed=1))
     optimizer = ftrain.adamw(0.01)
     state = ftrain.init_state(params, buffers, optimizer, seed=0)
@@ -779,7 +778,7 @@ def test_a_step_that_runs_out_of_memory_leaves_its_state_as_it_was(donate):
 
 
 def test_calls_stands_for_the_os_module():
-    """What the fault tests rest on."""
+    """The fault tests depend on this."""
     seen = []
     calls = Calls(lambda name, function, *arguments: seen.append(name) or function(*arguments))
     calls.mkdir  # noqa: B018

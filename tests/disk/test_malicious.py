@@ -1,4 +1,4 @@
-"""Files that were made to do harm: they are refused, in bounded memory, and nothing in them is run."""
+"""Malicious files are refused in bounded memory, and no code in them is run."""
 
 import ast
 import contextlib
@@ -23,17 +23,17 @@ from ftrain.disk.snapshot import named
 from ftrain.errors import CheckpointError
 from ftrain.run import folder as run_folder
 
-MOST_MEMORY = 100_000  # kB that a refusal may take
+MOST_MEMORY = 100_000  # kB that a refusal may use
 
 
 @contextlib.contextmanager
 def little_memory():
-    """Fails if the memory of the process grows much in between, where the system tells."""
+    """Fails if the memory of the process grows much, if the system reports it."""
     status = Path("/proc/self/status")
     if not status.exists():
         yield
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
 
     def now(name):
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
@@ -43,14 +43,14 @@ def little_memory():
     assert now("VmHWM") - before < MOST_MEMORY
 
 
-def test_the_memory_that_something_takes_is_seen():
+def test_memory_use_is_detected():
     with pytest.raises(AssertionError), little_memory():
         bytes(bytearray(2 * MOST_MEMORY * 1024))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The checkpoint of a tiny run, and the state that it is of."""
+    """The checkpoint of a tiny run."""
     run = tmp_path_factory.mktemp("runs") / "run"
     train(run, epochs=1, checkpoint_every=None)
     return checkpoint.find(run / "checkpoints")[-1]
@@ -63,7 +63,7 @@ def template():
 
 
 def write(target, data, **changes):
-    """A checkpoint of these bytes, with a manifest that fits them."""
+    """A checkpoint with these bytes and a matching manifest."""
     target.mkdir(exist_ok=True)
     (target / "state.safetensors").write_bytes(data)
     files = {"state.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
@@ -111,7 +111,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_checkpoint_that_was_made_is_refused(name, tmp_path, template):
+def test_a_malicious_checkpoint_is_refused(name, tmp_path, template):
     target = write(tmp_path / "step_00000004", FILES[name])
     with little_memory(), pytest.raises(CheckpointError, match="state.safetensors") as caught:
         checkpoint.load(target, template)
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_made_is_refused(name, tmp_path, template):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_weights_that_were_made_are_refused(name, tmp_path):
+def test_malicious_weights_are_refused(name, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(FILES[name])
     module = network("", classes=2, image_size=8, seed=1)
     refusal = ValueError if name == "wrong dtype" else CheckpointError  # a tensor that fits nowhere, in a good file
@@ -159,7 +159,7 @@ BY_THE_THOUSAND = settings(
 
 @given(changes=CHANGES)
 @BY_THE_THOUSAND
-def test_changed_tensors_are_refused_or_fit(folder, tmp_path, template, changes):
+def test_changed_tensors_are_refused_or_have_the_expected_shapes(folder, tmp_path, template, changes):
     data = mutated((folder / "state.safetensors").read_bytes(), changes)
     target = write(tmp_path / "step_00000004", data)
     try:
@@ -197,22 +197,22 @@ def test_a_changed_manifest_is_refused(folder, tmp_path, changes):
         7,
     ],
 )
-def test_a_manifest_that_names_other_files_or_no_size_is_refused(tmp_path, template, files):
+def test_a_manifest_with_other_files_or_without_a_size_is_refused(tmp_path, template, files):
     target = write(tmp_path / "step_00000004", b"x", files=files)
     with pytest.raises(CheckpointError):
         checkpoint.load(target, template)
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b'{"a":' * 10**5, b'{"step": 1' + b"0" * 5000 + b"}", b" " * 2**27])
-def test_a_document_that_was_made_is_refused(tmp_path, text):
+def test_a_malicious_document_is_refused(tmp_path, text):
     target = write(tmp_path / "step_00000004", b"")
     (target / "manifest.json").write_bytes(text)
     with little_memory(), pytest.raises(CheckpointError, match=r"^cannot read .*manifest\.json: "):
         manifest.read(target)
 
 
-def test_a_link_to_another_file_is_no_checkpoint(folder, tmp_path, template):
-    """What it shows is refused by its content, as anything else would be."""
+def test_a_link_to_another_file_is_refused(folder, tmp_path, template):
+    """The content that it points to is refused like any other."""
     target = write(tmp_path / "step_00000004", b"")
     (target / "state.safetensors").unlink()
     (target / "state.safetensors").symlink_to("/dev/zero")
@@ -267,7 +267,7 @@ def test_the_pickles_would_do_harm(tmp_path):
     assert proof.exists()
 
 
-def test_an_archive_that_would_unpack_to_much_is_refused(tmp_path):
+def test_a_zip_bomb_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
     path.write_bytes(zipped(bytes(10**8), name="archive/data/0", compression=zipfile.ZIP_DEFLATED))
     with pytest.raises(CheckpointError, match="it unpacks to 100000001 bytes"):
@@ -292,7 +292,7 @@ def test_a_refused_file_of_weights_ends_the_command_with_65(tmp_path):
 
 
 def test_names_of_classes_are_data(tmp_path):
-    """They are no paths, and do nothing to a terminal."""
+    """They are not used as paths, and cannot control a terminal."""
     names = ("../../harm", "\x1b[2J\x1b]0;harm\x07", "/etc/passwd")
     settings = {"image_size": 8, "lr": 0.1}
     config = {
