@@ -346,7 +346,7 @@ class Disk:
 
 
 def recorded(root, folder, monkeypatch):
-    """The calls of an undisturbed run, with paths relative to `root`, and after which of them each step was committed."""
+    """The calls of an undisturbed run, with paths relative to `root`, and when each step was committed."""
     calls, opened, committed = [], {}, []
     save = checkpoint.save
 
@@ -722,9 +722,9 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path, monkeypatch)
     names = ", ".join(images().train.image_name(row) for row in rows)
     assert str(caught.value) == (
         "the loss or its gradient became infinite or nan at step 6 (learning rate 0.00854). The update was not "
-        "applied, and the last checkpoint is intact. `ftrain replay` shows the step; a lower `lr`, more `warmup_epochs` "
-        "or `clip_norm=1` may help, in a new run or in this one with `resume=RUN` and `override=True`. The images of the "
-        f"batch, in {images().train.name}: {names}"
+        "applied, and the last checkpoint is intact. `ftrain replay` shows the step; a lower `lr`, more "
+        "`warmup_epochs` or `clip_norm=1` may help, in a new run or in this one with `resume=RUN` and "
+        f"`override=True`. The images of the batch, in {images().train.name}: {names}"
     )
     assert checkpoint.find(folder / "checkpoints")[-1].name == "step_00000005"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
