@@ -38,7 +38,7 @@ def check(
     from ftrain.data.check import check as look
     from ftrain.data.folders import scan
     from ftrain.disk.durable import write_file
-    from ftrain.run.resolve import as_usage
+    from ftrain.errors import as_usage
 
     from .pictures import draw_check
 
@@ -147,7 +147,7 @@ def split(
     from ftrain.data.folders import scan
     from ftrain.data.split import choose_validation
     from ftrain.data.split import split as make
-    from ftrain.run.resolve import as_usage
+    from ftrain.errors import as_usage
 
     index = as_usage(scan, folder)
     chosen = choose_validation(index, fraction=fraction, seed=seed)

@@ -38,9 +38,11 @@ def predict(
     from rich.console import Console
     from rich.progress import track
 
-    from ftrain.run import api, inference
+    from ftrain.run import inference
+    from ftrain.run.api import open_run
+    from ftrain.run.opened import as_json
 
-    opened = api.open_run(run, device=device)
+    opened = open_run(run, device=device)
     paths = [path for name in images for path in _expand(name)]
     restored = opened.restored(last=last)
     warn(opened.damage)
@@ -54,7 +56,7 @@ def predict(
     )
     for position, (path, ranking) in enumerate(rankings):
         try:
-            documents.append(api.as_json(path, position, ranking))
+            documents.append(as_json(path, position, ranking))
         except DataError as error:
             failures.append(str(error))
     if as_json:

@@ -37,9 +37,10 @@ def replay(
     from ftrain.run.custom import Custom
     from ftrain.run.events import Damaged
     from ftrain.run.launch import check_can_reopen
+    from ftrain.run.locate import open_sources
     from ftrain.run.replay import Replayed, Replaying
     from ftrain.run.replay import replay as repeat
-    from ftrain.run.resolve import open_sources, resolve_device
+    from ftrain.run.resolve import resolve_device
 
     from .pictures import draw_batch
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         sgd,
     )
     from ftrain.pytree import frozen
-    from ftrain.run.api import Run, events, fit, open_run
+    from ftrain.run.api import events, fit, open_run
+    from ftrain.run.opened import Run
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
     from ftrain.state import DonatedError, TrainState, averaged, init_state
     from ftrain.steps import eval_step, predict_step, train_step
@@ -51,7 +52,8 @@ _NAMES_IN = {
         "sgd",
     ],
     "pytree": ["frozen"],
-    "run.api": ["Run", "events", "fit", "open_run"],
+    "run.api": ["events", "fit", "open_run"],
+    "run.opened": ["Run"],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
     "state": ["DonatedError", "TrainState", "averaged", "init_state"],
     "steps": ["eval_step", "predict_step", "train_step"],

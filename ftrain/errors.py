@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class FtrainError(Exception):
     """Base class of all errors that ftrain raises on purpose."""
@@ -41,3 +47,13 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+def as_usage(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Calls a function whose ValueError is about a setting, and raises it as SettingsError."""
+    try:
+        return function(*args, **kwargs)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(str(error)) from error

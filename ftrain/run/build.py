@@ -13,13 +13,12 @@ import ftrain.losses
 import ftrain.random
 from ftrain import models, optim, schedules
 from ftrain.compile import compile_step
-from ftrain.errors import SettingsError
+from ftrain.errors import SettingsError, as_usage
 from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized, to_module
 from ftrain.run.custom import Custom
-from ftrain.run.resolve import as_usage
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, init_state
 from ftrain.steps import Batch, eval_step, predict_step, train_step

@@ -12,14 +12,14 @@ import attrs
 from ftrain import models
 from ftrain.data.images import Images
 from ftrain.data.source import Source
-from ftrain.errors import SettingsError
+from ftrain.errors import SettingsError, as_usage
 from ftrain.run import folder as run_folder
 from ftrain.run import provenance
 from ftrain.run.custom import Custom
 from ftrain.run.events import Damaged, Event, Opened
 from ftrain.run.fit import fit
 from ftrain.run.folder import RunFolder
-from ftrain.run.resolve import as_usage, resolve
+from ftrain.run.resolve import resolve
 from ftrain.run.settings import LOCATIONS, Settings, merge
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, TypeVar
 
 import attrs
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import torch
 
 from ftrain import models
 from ftrain.data import cache
 from ftrain.data.decode import oriented_size
-from ftrain.data.folders import Index, scan
+from ftrain.data.folders import Index
 from ftrain.data.images import Images
-from ftrain.data.sample import sample_folder
 from ftrain.data.source import Source
-from ftrain.data.torchvision_datasets import by_name
-from ftrain.errors import DataError, SettingsError
+from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, check_functions
+from ftrain.run.locate import located, open_sources
 from ftrain.run.settings import Settings
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
-P = ParamSpec("P")
-R = TypeVar("R")
 T = TypeVar("T")
 
 MAX_DEFAULT_SIZE = 224  # pixels
@@ -65,7 +59,7 @@ def resolve(
     device = resolve_device(settings.device)
     notes: list[str] = []
     if sources is None:
-        settings, notes = _located(settings)
+        settings, notes = located(settings)
         sources = open_sources(settings)
     train, val = sources
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
@@ -142,28 +136,6 @@ def resolve(
     return spec, images
 
 
-def open_sources(settings: Settings) -> tuple[Source, Source]:
-    """The training and validation images that settings with whole paths locate.
-
-    Raises:
-      SettingsError, DataError: if there are none, or they cannot be used.
-    """
-    if settings.dataset:
-        return as_usage(by_name, settings.dataset, settings.data or default_dataset_folder())
-    if not (settings.train_dir and settings.val_dir):
-        raise SettingsError(
-            "this run was started from Python with images that its config.json cannot locate; pass the same images as "
-            "`data` to ftrain.fit, or a folder of images"
-        )
-    train = as_usage(scan, Path(settings.train_dir))
-    return train, as_usage(scan, Path(settings.val_dir), classes=train.classes)
-
-
-def default_dataset_folder() -> str:
-    """Where torchvision's data sets are downloaded to, if no folder is given."""
-    return str(platformdirs.user_cache_path("ftrain") / "datasets")
-
-
 def resolve_device(name: str) -> torch.device:
     """The device of a setting.
 
@@ -186,49 +158,6 @@ def resolve_device(name: str) -> torch.device:
             "`device=mps` is not available: torch finds no Apple GPU on this machine; use `device=cpu` or `device=auto`"
         )
     return device
-
-
-def as_usage(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Calls a function whose ValueError is about a setting, and raises it as SettingsError."""
-    try:
-        return function(*args, **kwargs)
-    except SettingsError:
-        raise
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
-
-
-def _located(settings: Settings) -> tuple[Settings, list[str]]:
-    """The settings with absolute paths in either `train_dir` and `val_dir`, or `dataset` and `data`; and notes."""
-    if (settings.train_dir is None) != (settings.val_dir is None):
-        raise SettingsError(
-            "`train_dir` and `val_dir` must be given together; give both, or `data` for a folder that contains train/ "
-            "and val/"
-        )
-    if settings.train_dir and settings.val_dir:
-        if settings.data or settings.dataset:
-            other = "dataset" if settings.dataset else "data"
-            raise SettingsError(f"give either `{other}`, or `train_dir` and `val_dir`; got all of them")
-        return _in_folders(settings, settings.train_dir, settings.val_dir), []
-    if settings.dataset:
-        return attrs.evolve(settings, data=os.path.abspath(settings.data or default_dataset_folder())), []
-    root = Path(settings.data or "data")
-    train, val = root / "train", root / "val"
-    if settings.data:
-        missing = [shown(folder) for folder in (train, val) if not folder.is_dir()]
-        if missing:
-            raise SettingsError(
-                f"`data` must be a folder that contains train/ and val/; there is no {' and no '.join(missing)}"
-            )
-    elif not (train.is_dir() and val.is_dir()):
-        root = sample_folder()
-        note = f"no data/train and data/val in this folder: training on the Fashion-MNIST sample in {shown(root)}"
-        return _in_folders(settings, root / "train", root / "val"), [note]
-    return _in_folders(settings, train, val), []
-
-
-def _in_folders(settings: Settings, train: str | Path, val: str | Path) -> Settings:
-    return attrs.evolve(settings, data=None, train_dir=os.path.abspath(train), val_dir=os.path.abspath(val))
 
 
 def _check_some_images(source: Source, settings: Settings) -> npt.NDArray[np.int64]:

@@ -23,8 +23,8 @@ from ftrain.errors import DataError, TrainingError
 from ftrain.metrics import Metrics
 from ftrain.run import build, inference, provenance, session
 from ftrain.run import events as kinds
-from ftrain.run.api import to_end
 from ftrain.run.fit import fit
+from ftrain.run.opened import to_end
 from ftrain.run.resolve import resolve
 from ftrain.run.session import Timer
 from ftrain.run.settings import Settings

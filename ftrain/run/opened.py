@@ -1,0 +1,179 @@
+"""A run that has been opened, as a notebook or a script uses it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import torch
+
+from ftrain.data import as_source
+from ftrain.data.folders import scan
+from ftrain.data.images import Images
+from ftrain.data.source import Source
+from ftrain.disk import checkpoint
+from ftrain.errors import DataError, SettingsError, as_usage
+from ftrain.module import Apply
+from ftrain.run import folder as run_folder
+from ftrain.run import inference
+from ftrain.run.build import build
+from ftrain.run.custom import Custom
+from ftrain.run.folder import RunFolder
+from ftrain.run.inference import Evaluation, Restored
+from ftrain.run.locate import open_sources
+from ftrain.run.spec import RunSpec
+from ftrain.state import TrainState
+
+T = TypeVar("T")
+
+
+class Run:
+    """A run, opened by `open_run`. What needs a network takes the checkpoint of the best epoch, unless last=True."""
+
+    def __init__(self, run: RunFolder, spec: RunSpec, custom: Custom) -> None:
+        self._run, self._custom = run, custom
+        self.spec = spec
+        self._restored: dict[bool, Restored] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, model={self.spec.model!r}, classes={len(self.classes)})"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is."""
+        return self._run.path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What config.json records: settings, versions, device, data."""
+        return self._run.config
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by label."""
+        return self._run.classes
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What was found damaged so far, and what was used instead."""
+        found = [self._run.damage] if self._run.damage else []
+        return (*found, *(cause for restored in self._restored.values() for cause in restored.damaged))
+
+    @property
+    def metrics(self) -> dict[str, list[Any]]:
+        """The lines of metrics.jsonl as columns of equal length, ready for `pandas.DataFrame(run.metrics)`. A line of
+        kind "step" has loss, accuracy, lr ...; one of kind "epoch" has train_loss, val_loss, val_accuracy ...; what a
+        line does not have is nan."""
+        lines = [_flat(line) for line in run_folder.read_metrics(self._run)[0]]
+        names = list(dict.fromkeys(name for line in lines for name in line))
+        return {name: [line.get(name, float("nan")) for line in lines] for name in names}
+
+    @property
+    def apply(self) -> Apply:
+        """The network as a pure function of parameters, buffers and images uint8 [B, 3, S, S], which it normalises."""
+        return self.restored().program.apply
+
+    def restored(self, *, last: bool = False) -> Restored:
+        """The network with its parameters and the checkpoint that they are from."""
+        if last not in self._restored:
+            self._restored[last] = inference.restore(self._run, self.spec, self._custom, last=last)
+        return self._restored[last]
+
+    def state(self, *, last: bool = False) -> TrainState:
+        """The whole training state of a checkpoint, with optimizer state, and averages if the run keeps any.
+
+        Raises:
+          CheckpointError: if there is no checkpoint, or none can be read.
+        """
+        template = build(self.spec, self._custom, pretrained=False).init()
+        return checkpoint.load_first(inference.candidates(self._run, last=last), template).state
+
+    def module(self, *, last: bool = False) -> torch.nn.Module:
+        """The trained network as a module in evaluation mode. Its inputs are float images [B, 3, S, S], normalised:
+        (pixel / 255 - mean) / std, with `run.spec.mean` and `run.spec.std`."""
+        restored = self.restored(last=last)
+        return restored.program.module(restored.state.params, restored.state.buffers)
+
+    def predict(self, images: Sequence[Any], *, top: int = 3, last: bool = False) -> list[dict[str, Any]]:
+        """The most probable classes of images.
+
+        Args:
+          images: paths of image files, PIL images, and uint8 arrays or tensors ([H, W, 3], [3, H, W] or [H, W]), in any
+            mixture.
+          top: classes per image.
+
+        Returns:
+          For each image {"image": path or position, "classes": [{"class": name, "probability": p}, ...]}, the most
+          probable class first, as `ftrain predict --json` prints them.
+
+        Raises:
+          DataError: if an image cannot be read.
+        """
+        if isinstance(images, str | os.PathLike):
+            raise SettingsError("`images` must be a list of images; got a single path. Put it in a list")
+        rankings = inference.predict(self.restored(last=last), images, top=top)
+        return [
+            as_json(image, position, ranking)
+            for position, (image, ranking) in enumerate(zip(images, rankings, strict=True))
+        ]
+
+    def evaluate(self, data: Any = None, *, last: bool = False, workers: int | None = None) -> Evaluation:
+        """Evaluates the network on labelled images.
+
+        Args:
+          data: a folder of class folders or one that contains val/, or whatever `fit` takes as one of its pair; by
+            default the run's validation images.
+          workers: processes that load images; by default as in the run.
+
+        Raises:
+          SettingsError, DataError: if the images cannot be used.
+        """
+        return to_end(inference.evaluation(self.restored(last=last), self.images(data, workers=workers)))
+
+    def images(self, data: Any = None, *, workers: int | None = None) -> Images:
+        """Labelled images as batches for evaluation; arguments as for `evaluate`."""
+        if workers is not None:
+            self.spec = attrs.evolve(self.spec, workers=workers)
+        val = self._source(data)
+        return self.spec.images(val, val)
+
+    def _source(self, data: Any) -> Source:
+        if data is None:
+            return open_sources(self._run.settings)[1]
+        if not isinstance(data, str | os.PathLike):
+            return as_usage(as_source, data, classes=self.classes)
+        folder = Path(data)
+        has_val = "val" not in self.classes and (folder / "val").is_dir()  # as for fit
+        return as_usage(scan, folder / "val" if has_val else folder, classes=self.classes)
+
+
+def to_end(work: Generator[Any, None, T]) -> T:
+    """The result of a generator."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def as_json(image: Any, position: int, ranking: inference.Ranking | DataError) -> dict[str, Any]:
+    """The classes of an image as JSON values.
+
+    Raises:
+      DataError: if the image could not be read.
+    """
+    if isinstance(ranking, DataError):
+        raise ranking
+    name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else position
+    return {"image": name, "classes": [{"class": each, "probability": p} for each, p in ranking]}
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in line.items():
+        flat |= {f"{name}_{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
