@@ -40,7 +40,7 @@ def predict(
 
     from ftrain.run import inference
     from ftrain.run.api import open_run
-    from ftrain.run.opened import as_json
+    from ftrain.run.opened import prediction
 
     opened = open_run(run, device=device)
     paths = [path for name in images for path in _expand(name)]
@@ -56,7 +56,7 @@ def predict(
     )
     for position, (path, ranking) in enumerate(rankings):
         try:
-            documents.append(as_json(path, position, ranking))
+            documents.append(prediction(path, position, ranking))
         except DataError as error:
             failures.append(str(error))
     if as_json:

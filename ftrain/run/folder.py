@@ -138,7 +138,7 @@ def read(folder: Path) -> RunFolder:
 
 def _checked(folder: Path, config: dict[str, Any]) -> RunFolder:
     if missing := [name for name in REQUIRED if name not in config]:
-        raise ValueError(f"{CONFIG} lacks {', '.join(missing)}")
+        raise ValueError(f"it lacks {', '.join(missing)}")
     for split in ("train", "val"):
         for name in ("from", "images", "fingerprint", "classes"):
             config["data"][split][name]

@@ -116,7 +116,7 @@ class Run:
             raise SettingsError("`images` must be a list of images; got a single path. Put it in a list")
         rankings = inference.predict(self.restored(last=last), images, top=top)
         return [
-            as_json(image, position, ranking)
+            prediction(image, position, ranking)
             for position, (image, ranking) in enumerate(zip(images, rankings, strict=True))
         ]
 
@@ -160,7 +160,7 @@ def to_end(work: Generator[Any, None, T]) -> T:
             return result
 
 
-def as_json(image: Any, position: int, ranking: inference.Ranking | DataError) -> dict[str, Any]:
+def prediction(image: Any, position: int, ranking: inference.Ranking | DataError) -> dict[str, Any]:
     """The classes of an image as JSON values.
 
     Raises:

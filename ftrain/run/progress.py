@@ -57,10 +57,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | N
       seconds: since the last epoch ended.
     """
     match event:
-        case Opened():
-            return f"run: {shown(folder)}"
         case Started():
-            return _headline(event)
+            return f"run: {shown(folder)}\n{_headline(event)}"
         case ImageSkipped(cause):
             return f"skipped: {cause}"
         case Damaged(cause):

@@ -398,7 +398,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
             '{"settings": {}}',
             "cannot read full/config.json: it is damaged: its checksum does not match, and no checkpoint has",
         ),
-        (sealed.dump({"settings": {}}).decode(), "config.json lacks asked, command, device, versions, data, classes"),
+        (sealed.dump({"settings": {}}).decode(), "it lacks asked, command, device, versions, data, classes"),
     ):
         (tmp_path / "full" / "config.json").write_text(text)
         refused(65, message, "info", "full")
