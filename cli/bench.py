@@ -29,7 +29,7 @@ def bench(
 ) -> None:
     """Measure how fast a run with these settings would be on this machine, what limits it, and what makes it faster.
 
-    The options are those of fit. Nothing is kept. With --compile the step is compiled, which can take minutes.
+    The options are those of fit. Nothing is saved. With --compile the step is compiled, which can take minutes.
     """
     asked = given(context, config, settings)
     note("loading torch ...")
@@ -84,5 +84,7 @@ def _table(report: Report) -> str:
     )
     if report.peak is not None:
         lines.append(f"peak on the device: {readable(report.peak)}")
-    lines += [f"advice: {advice}" for advice in report.advice] or ["advice: nothing that was measured is faster"]
+    lines += [f"advice: {advice}" for advice in report.advice] or [
+        "advice: none of the alternatives measured is faster"
+    ]
     return "\n".join(lines)

@@ -27,6 +27,10 @@ def evaluate(
             help="Folder with one folder per class, or one that contains val/. Default: the run's validation images.",
         ),
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="FILE.py:FUNCTION", help="The network of the run, if it is made by a file of your own."),
+    ] = "",
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     workers: Annotated[
@@ -47,12 +51,12 @@ def evaluate(
     target = out or run / "evaluation"
     if target.exists() and not target.is_dir():
         raise SettingsError(f"`out` must be a folder; {shown(target)} is a file")
-    opened = open_run(run, device=device)
-    images = opened.images(data, workers=workers)
+    opened = open_run(run, model=model or None, device=device)
+    images = opened.images(data)
     restored = opened.restored(last=last)
     warn(opened.damage)
     note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.name)}")
-    result = with_progress(inference.evaluation(restored, images), "evaluating", images.eval_batches)
+    result = with_progress(inference.evaluation(restored, images, workers=workers), "evaluating", images.eval_batches)
     for cause in result.skipped:
         note(f"skipped: {cause}")
     scores = result.class_scores

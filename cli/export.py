@@ -27,9 +27,21 @@ def export(
             "under torchvision's names, and the normalisation as metadata.",
         ),
     ] = "safetensors",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="Folder whose images the exported network is checked on. Default: the run's validation images.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Output file. Default: in RUN/export.")
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="FILE.py:FUNCTION", help="The network of the run, if it is made by a file of your own."),
+    ] = "",
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
 ) -> None:
     """Export a trained network to one file for other programs, with its normalisation and class names.
@@ -41,16 +53,13 @@ def export(
     if out and out.exists():
         raise SettingsError(f"{shown(out)} already exists; give another name as `out`, or remove it")
     note("loading torch ...")
-    import attrs
-
     from ftrain.disk import durable
     from ftrain.run.api import open_run
     from ftrain.run.export import SUFFIXES
     from ftrain.run.export import export as write
 
-    opened = open_run(run, device="cpu")
-    opened.spec = attrs.evolve(opened.spec, precision="float32")
-    images = opened.images()
+    opened = open_run(run, model=model or None, device="cpu")
+    images = opened.images(data)
     restored = opened.restored(last=last)
     warn(opened.damage)
     name = Path(opened.spec.model.rpartition(":")[2]).name

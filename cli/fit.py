@@ -41,7 +41,7 @@ def fit(
         typer.Option("--override", help="With --resume: resume although changed settings or data change the result."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and take one step, without keeping anything.")
+        bool, typer.Option("--dry-run", help="Check everything and take one step, without saving anything.")
     ] = False,
     **settings: Any,
 ) -> None:
@@ -77,7 +77,7 @@ def _try(request: Request) -> None:
     metrics = try_once(spec, images)
     typer.echo(
         f"dry run: {spec.model} at {spec.image_size} px, batch {spec.batch_size}, on {spec.device}; one step gave loss "
-        f"{metrics['loss']:.4f}. Everything works; nothing was kept."
+        f"{metrics['loss']:.4f}. Everything works; nothing was saved."
     )
 
 
@@ -94,7 +94,7 @@ def _train(request: Request, stop: Stop) -> None:
         for event in with_progress(with_curves(events), words=as_flags, stopping=stop):
             match event:
                 case Opened():
-                    folder, stop.waits = event.folder, True
+                    folder, stop.waits = event.run.path, True
                 case EpochEnded() | Stopped():
                     last = event
                 case _:

@@ -30,14 +30,14 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         f"data         {shown(data['train']['from'])} ({data['train']['images']} images), "
         f"{shown(data['val']['from'])} ({data['val']['images']})"
     )
-    average = "" if settings.ema_decay is None else f", averaged with ema decay {settings.ema_decay:g}"
+    average = "" if not settings.ema_decay else f", averaged with ema decay {settings.ema_decay:g}"
     typer.echo(
         f"training     epochs {settings.epochs}, batch {settings.batch_size}, {settings.optimizer}, lr "
         f"{settings.lr:g}, seed {settings.seed}{average}"
     )
     typer.echo(
-        f"device       {config['device']}, {settings.precision}; "
-        + ", ".join(f"{k} {v}" for k, v in config["versions"].items())
+        f"device       {shown(str(config['device']))}, {settings.precision}; "
+        + ", ".join(f"{shown(str(k))} {shown(str(v))}" for k, v in config["versions"].items())
     )
     epochs = [line for line in run_folder.read_metrics(opened)[0] if line["kind"] == "epoch"]
     best = retention.best_epoch(epochs)

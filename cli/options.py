@@ -17,6 +17,11 @@ from ftrain.errors import SettingsError
 from ftrain.run.settings import Settings, flag, from_mapping, merge
 from ftrain.text import shown
 
+OwnModel = Annotated[
+    str,
+    typer.Option(metavar="FILE.py:FUNCTION", help="The network of the run, if a file of your own makes it."),
+]
+
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command with an option for every setting, passed as **settings, beside its own parameters."""

@@ -28,6 +28,10 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, probability.")] = False,
+    model: Annotated[
+        str,
+        typer.Option(metavar="FILE.py:FUNCTION", help="The network of the run, if it is made by a file of your own."),
+    ] = "",
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
@@ -42,7 +46,7 @@ def predict(
     from ftrain.run.api import open_run
     from ftrain.run.opened import prediction
 
-    opened = open_run(run, device=device)
+    opened = open_run(run, model=model or None, device=device)
     paths = [path for name in images for path in _expand(name)]
     restored = opened.restored(last=last)
     warn(opened.damage)
@@ -90,5 +94,7 @@ def _expand(name: str) -> Iterator[str]:
     matches = [name] if Path(name).is_dir() else sorted(glob.glob(name, recursive=True))
     found = [path for match in matches for path in (image_files(match) if Path(match).is_dir() else [match])]
     if not found:
-        raise SettingsError(f"there is no image, no folder with images and no pattern that matches any: {shown(name)}")
+        raise SettingsError(
+            f"{shown(name)} matches no image; expected an image file, a folder of images or a glob pattern"
+        )
     yield from found

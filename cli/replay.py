@@ -18,6 +18,10 @@ from .report import note, reported, warn
 def replay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     step: Annotated[int, typer.Option("--step", metavar="N", help="The training step to repeat, counted from 1.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="FILE.py:FUNCTION", help="The network of the run, if it is made by a file of your own."),
+    ] = "",
     file: Annotated[
         Path | None,
         typer.Option("--file", metavar="FILE", help="Picture to write. Default: RUN/replay/step_N.png."),
@@ -34,10 +38,9 @@ def replay(
     from ftrain.disk import durable
     from ftrain.run import folder as run_folder
     from ftrain.run import provenance
-    from ftrain.run.custom import Custom
     from ftrain.run.events import Damaged
-    from ftrain.run.launch import check_can_reopen
     from ftrain.run.locate import open_sources
+    from ftrain.run.reopen import reopened
     from ftrain.run.replay import Replayed, Replaying
     from ftrain.run.replay import replay as repeat
     from ftrain.run.resolve import resolve_device
@@ -45,16 +48,17 @@ def replay(
     from .pictures import draw_batch
 
     opened = run_folder.read(run)
-    check_can_reopen(opened, Custom())
-    spec = attrs.evolve(opened.spec, device=str(resolve_device(device or opened.settings.device)))
+    spec, custom = reopened(opened, model=model or None)
+    spec = attrs.evolve(spec, device=str(resolve_device(device or opened.settings.device)))
     images = spec.images(*open_sources(opened.settings))
-    provenance.resumed_run(opened, spec, images, ["ftrain", *sys.argv[1:]])  # raises if the images have changed
+    # Raises an error if the images have changed.
+    provenance.resumed_run(opened, spec, images, ["ftrain", *sys.argv[1:]], custom=custom)
     found = None
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("repeating steps", total=step)
         if spec.compile:
             note("compiling the step, as the run did, which can take minutes ...")
-        for event in repeat(opened, spec, images, step):
+        for event in repeat(opened, spec, images, step, custom):
             match event:
                 case Replaying(done, last):
                     if done + 1 < last:

@@ -1,4 +1,4 @@
-"""What the user is told: notes, progress, and errors as one message with an exit code."""
+"""Messages to the user: notes, progress, and errors as one message with an exit code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
+import attrs
 import typer
 
 from ftrain.errors import (
@@ -23,7 +24,7 @@ from ftrain.errors import (
     TrainingError,
     WorkerError,
 )
-from ftrain.run.settings import flag
+from ftrain.run.settings import Settings, flag
 from ftrain.text import shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -38,6 +39,17 @@ EXIT_CODES: dict[type[BaseException], int] = {
     ExportError: 1,
     BusyError: 75,
     KeyboardInterrupt: 130,
+}
+# The names in backticks that are options of commands.
+OPTIONS = frozenset(field.name for field in attrs.fields(Settings)) | {
+    "csv",
+    "dry_run",
+    "format",
+    "fraction",
+    "json",
+    "override",
+    "resume",
+    "step",
 }
 # From sysexits.h, EX_CANTCREAT and EX_IOERR; and the exit code that a shell reports after SIGPIPE.
 CANNOT_CREATE, CANNOT_WRITE, BROKEN_PIPE = 73, 74, 141
@@ -62,6 +74,8 @@ def as_flags(text: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
+        if name not in OPTIONS:
+            return match[0]
         if value == "False":
             return flag(f"no_{name}")
         return flag(name) if value in (None, "True") else f"{flag(name)} {value}"

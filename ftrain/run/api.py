@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,11 @@ from ftrain.metrics import Metric
 from ftrain.run import folder as run_folder
 from ftrain.run.curves import draw_curves
 from ftrain.run.custom import Custom
-from ftrain.run.events import EpochEnded, Event, Opened
-from ftrain.run.folder import RunFolder
-from ftrain.run.launch import Request, check_can_reopen, launch
+from ftrain.run.events import EpochEnded, Event, Opened, Stopped
+from ftrain.run.launch import Request, launch
 from ftrain.run.opened import Run
 from ftrain.run.progress import summary, with_progress
+from ftrain.run.reopen import reopened
 from ftrain.run.resolve import resolve_device
 from ftrain.run.settings import from_mapping
 from ftrain.steps import Augment
@@ -42,7 +45,7 @@ def events(
     override: bool = False,
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Trains a run and yields what happens in it; `ftrain.fit` is this, shown. Arguments and errors as for `fit`.
 
     Args:
@@ -65,25 +68,21 @@ def events(
     EpochEnded 1
     >>> folder.cleanup()
     """
-    asked, custom = _asked(settings, model=model, loss=loss), Custom(metrics=metrics or {}, augment=augment)
-    if isinstance(model, torch.nn.Module):
-        custom = attrs.evolve(custom, module=model)
-    if loss is not None and not isinstance(loss, str):
-        custom = attrs.evolve(custom, loss=loss)
-    sources = None
-    if isinstance(data, str | os.PathLike):
-        asked["data"] = os.fspath(data)
-    elif data is not None:
-        sources = _as_sources(data)
     request = Request(
-        asked=asked,
-        custom=custom,
-        sources=sources,
+        asked=_asked(settings, model=model, data=data, loss=loss),
+        custom=Custom(
+            module=model if isinstance(model, torch.nn.Module) else None,
+            loss=None if isinstance(loss, str) else loss,
+            metrics={} if metrics is None else metrics,
+            augment=augment,
+        ),
+        sources=_sources(data),
         resume=os.fspath(resume or ""),
         override=override,
-        command=("ftrain.fit", *(f"{name}={value}" for name, value in asked.items())),
+        command=_command(settings, model=model, data=data, loss=loss),
     )
-    yield from launch(request, stop=stop)
+    with closing(launch(request, stop=stop)) as happening:
+        yield from happening
 
 
 def fit(
@@ -110,7 +109,8 @@ def fit(
         accuracy.
       augment: a function (key, images [B, 3, S, S]) -> images that runs on the device in every training step; images
         are uint8 or float from 0 to 255.
-      resume: the folder of a run to resume; "auto" to start the run in `out`, resume it, or find it complete.
+      resume: the folder of a run to resume; "auto" to start the run in `out`, resume it, or return it if it is
+        complete.
       override: with `resume`, whether to resume although changed settings or data change the result.
       progress: whether to show progress.
       settings: every other setting of `ftrain fit --help`, with underscores: epochs=10, batch_size=64, out="runs/a" ...
@@ -124,6 +124,7 @@ def fit(
       CheckpointError: if the run to resume is damaged beyond its last intact checkpoint.
       TrainingError: if the loss is no longer finite, or memory runs out.
       BusyError: if another process has locked the run's folder.
+      KeyboardInterrupt: after Ctrl-C, once the step that was under way is saved.
 
     >>> import tempfile
     >>> images, labels = (torch.arange(512) % 256).to(torch.uint8).view(8, 8, 8), [0, 1] * 4
@@ -134,29 +135,56 @@ def fit(
     ...     run.metrics["epoch"], len(run.predict([images[0]])[0]["classes"])
     ([1, 1, 2, 2], 2)
     """
-    arguments = {"loss": loss, "metrics": metrics, "augment": augment, "resume": resume, "override": override}
-    happening = with_curves(events(model=model, data=data, **arguments, **settings))  # type: ignore[arg-type]
-    folder, last = Path(), None
-    try:
-        for event in with_progress(happening) if progress else happening:
-            if isinstance(event, Opened):
-                folder = event.folder
-            if isinstance(event, EpochEnded):
-                last = event
-    except RuntimeError as error:  # torch may raise it between two events
-        raise worker_error(error) or error from None
+    opened: Opened | None = None
+    last: EpochEnded | Stopped | None = None
+    sources = _sources(data)
+    with interruptible() as stop, ExitStack() as stack:
+        happening = events(
+            model=model,
+            data=data if sources is None else sources,
+            loss=loss,
+            metrics=metrics,
+            augment=augment,
+            resume=resume,
+            override=override,
+            stop=stop,
+            **settings,
+        )
+        # Closed in any case, since a traceback would keep a generator, and with it the lock of the run, alive.
+        stack.enter_context(closing(happening))
+        happening = stack.enter_context(closing(with_curves(happening)))
+        if progress:
+            happening = stack.enter_context(closing(with_progress(happening)))
+        try:
+            for event in happening:
+                match event:
+                    case Opened():
+                        opened = event
+                    case EpochEnded() | Stopped():
+                        last = event
+                    case _:
+                        pass
+        except RuntimeError as error:  # torch may raise it between two events
+            raise worker_error(error) or error from None
+    assert opened is not None
     if progress:
-        print(summary(last, folder))
-    own = model if isinstance(model, torch.nn.Module) else None
-    return open_run(folder, model=own, loss=None if isinstance(loss, str) else loss, metrics=metrics)
+        print(summary(last, opened.run.path))
+    if isinstance(last, Stopped):
+        raise KeyboardInterrupt(f"the run in {opened.run.path} stopped after step {last.step}, and can be resumed")
+    custom = Custom(
+        module=model if isinstance(model, torch.nn.Module) else None,
+        loss=None if isinstance(loss, str) else loss,
+        metrics={} if metrics is None else metrics,
+    )
+    return Run(opened.run, opened.spec, custom, sources[1] if sources else None)
 
 
-def with_curves(happening: Iterator[Event]) -> Iterator[Event]:
-    """The events of a run, which has its curves.png drawn whenever an epoch ends."""
+def with_curves(happening: Iterable[Event]) -> Generator[Event]:
+    """The events of a run, whose curves.png is drawn whenever an epoch ends."""
     run = None
     for event in happening:
         if isinstance(event, Opened):
-            run = RunFolder(event.folder, {"settings": dict(event.spec.recorded)})
+            run = event.run
         if isinstance(event, EpochEnded) and run is not None:
             try:
                 draw_curves(run)
@@ -168,7 +196,7 @@ def with_curves(happening: Iterator[Event]) -> Iterator[Event]:
 def open_run(
     folder: str | os.PathLike[str],
     *,
-    model: torch.nn.Module | None = None,
+    model: torch.nn.Module | str | None = None,
     loss: Loss | None = None,
     metrics: Mapping[str, Metric] | None = None,
     device: str = "auto",
@@ -177,11 +205,14 @@ def open_run(
 
     Args:
       folder: of the run.
-      model, loss, metrics: the module and the functions that were passed to `fit`, if any were.
+      model: for a network of your own, the module or the reference FILE.py:FUNCTION that the run was trained with. It
+        has to be passed again, because opening a run never runs code that its folder names.
+      loss, metrics: the functions that were passed to `fit`. Without its own loss, a run is evaluated without a loss.
       device: where to compute: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-      SettingsError: if the folder is not a run's, the device is not available, or the run needs its `model` passed.
+      SettingsError: if the folder is not a run's, the device is not available, the run needs its `model` passed, or the
+        source of a part has changed.
       CheckpointError: if the run is damaged beyond repair.
 
     >>> open_run("runs/no-such-run")
@@ -190,22 +221,62 @@ def open_run(
     ftrain.errors.SettingsError: runs/no-such-run is not the folder of a run: it has no config.json
     """
     run = run_folder.read(Path(folder))
-    custom = Custom(module=model, loss=loss, metrics=metrics or {})
-    check_can_reopen(run, custom)
-    spec = attrs.evolve(run.spec, device=str(resolve_device(device)))
-    return Run(run, spec, custom)
+    spec, custom = reopened(run, model=model, loss=loss, metrics=metrics)
+    return Run(run, attrs.evolve(spec, device=str(resolve_device(device))), custom)
 
 
-def _asked(settings: Mapping[str, Any], **named: Any) -> dict[str, Any]:
-    """The settings that were given, paths as strings."""
-    known = {name: value for name, value in named.items() if isinstance(value, str)}
-    if isinstance(named["model"], torch.nn.Module):
-        known["model"] = type(named["model"]).__name__
-    given = {**from_mapping(settings, source="ftrain.fit"), **known}
-    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C, or a notebook's interrupt, stop a run after its current step instead of in the middle of it. A
+    second one interrupts immediately. Only the main thread can handle signals; elsewhere nothing changes."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def _as_sources(data: Any) -> tuple[Source, Source]:
+def _asked(settings: Mapping[str, Any], *, model: Any, data: Any, loss: Any) -> dict[str, Any]:
+    """The settings that were given, with paths as strings.
+
+    Raises:
+      SettingsError: if a setting is unknown, or `model`, `data` or `loss` has a wrong type.
+    """
+    asked = from_mapping(settings, source="ftrain.fit")
+    if isinstance(model, torch.nn.Module):
+        asked["model"] = type(model).__name__
+    elif isinstance(model, str | os.PathLike):
+        asked["model"] = model
+    elif model is not None:
+        what = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        call = f"; call it first, such as {model.__name__}(num_classes=10)" if callable(model) else ""
+        raise SettingsError(f"`model` must be a name, FILE.py:FUNCTION or a torch.nn.Module; got {what}{call}")
+    if isinstance(data, str | os.PathLike):
+        asked["data"] = data
+    if isinstance(loss, str):
+        asked["loss"] = loss
+    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in asked.items()}
+
+
+def _command(settings: Mapping[str, Any], **named: Any) -> tuple[str, ...]:
+    """The call, as config.json records it."""
+    return ("ftrain.fit", *(f"{name}={value}" for name, value in _asked(settings, **named).items()))
+
+
+def _sources(data: Any) -> tuple[Source, Source] | None:
+    """A pair of sources, unless `data` is a folder or nothing."""
+    if data is None or isinstance(data, str | os.PathLike):
+        return None
     if not (isinstance(data, Sequence) and len(data) == 2):
         raise SettingsError(
             "`data` must be a folder, or a pair of training and validation images; got "

@@ -13,7 +13,7 @@ import torch
 from ftrain.data.cache import Caching, build_cache
 from ftrain.data.images import Images
 from ftrain.errors import DataError
-from ftrain.run.build import build, check_batch
+from ftrain.run.build import build, check
 from ftrain.run.candidate import Candidate, Memory, Sample, input_rate, memory_of_step
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
@@ -95,7 +95,7 @@ def bench(
     sample = attrs.evolve(images, train=Sample.of(images.train, max(MAX_SAMPLE, images.batch_size)))
     with diagnosed(spec):
         yield Measuring("memory")
-        check_batch(build(spec, custom, pretrained=False))
+        check(build(spec, custom, pretrained=False))
         memory = memory_of_step(spec, custom)
         yield Measuring("the compiler and the step" if spec.compile else "the step")
         candidate = Candidate.of(spec, custom)

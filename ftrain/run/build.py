@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from ftrain.run.custom import Custom
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, init_state
 from ftrain.steps import Batch, eval_step, predict_step, train_step
+from ftrain.text import shown
 
 LOSSES: dict[str, Loss] = {
     "cross-entropy": ftrain.losses.cross_entropy,
@@ -43,13 +45,15 @@ class Program:
     custom: Custom
     apply: Apply
     weights: models.WeightsReport | None
-    _initial: list[tuple[Tensors, Tensors]]  # of the network that `apply` was made from, until `init` hands them out
+    _pretrained: bool
+    _unused: list[tuple[Tensors, Tensors]]  # the tensors that `build` made; the first state takes them
 
     def initial_tensors(self) -> tuple[Tensors, Tensors]:
-        """Parameters and buffers before training, on the device of the run: new tensors at every call."""
-        if self._initial:
-            return self._initial.pop()
-        _, params, buffers = functionalize(make_module(self.spec, self.custom)[0])
+        """Parameters and buffers before training, on the device of the run. Every call returns new tensors."""
+        if self._unused:
+            return self._unused.pop()
+        module, _ = make_module(self.spec, self.custom, pretrained=self._pretrained)
+        _, params, buffers = functionalize(module)
         return _placed(params, self.spec), _placed(buffers, self.spec)
 
     def init(self) -> TrainState:
@@ -125,24 +129,37 @@ def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = Tru
     module, weights = make_module(spec, custom, pretrained=pretrained)
     apply, params, buffers = functionalize(module)
     apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=_memory_format(spec))
-    return Program(spec, custom, apply, weights, [(_placed(params, spec), _placed(buffers, spec))])
+    return Program(spec, custom, apply, weights, pretrained, [(_placed(params, spec), _placed(buffers, spec))])
 
 
 def make_module(
     spec: RunSpec, custom: Custom, *, pretrained: bool = True
 ) -> tuple[torch.nn.Module, models.WeightsReport | None]:
     """The network of a run on the CPU with its parameters before training, and what was loaded of pretrained weights. A
-    caller's own module is returned as it is."""
+    caller's own module is returned unchanged."""
     if custom.module is not None:
         return custom.module, None
     if models.is_own(spec.model):
-        factory = models.load_factory(spec.model)
-        module = as_usage(models.build_own, factory, classes=len(spec.classes), seed=spec.seed)
+        module = _own_module(spec)
     else:
         module = models.build(spec.model, classes=len(spec.classes), image_size=spec.image_size, seed=spec.seed)
     if not (pretrained and spec.weights):
         return module, None
     return module, as_usage(models.load_weights, module, spec.weights, name=spec.model)
+
+
+def _own_module(spec: RunSpec) -> torch.nn.Module:
+    if spec.weights and not os.path.isfile(spec.weights):
+        raise SettingsError(
+            f"`weights` for a network of your own must be a file; there is no file {shown(spec.weights)}"
+        )
+    factory = models.load_factory(spec.model)
+    try:
+        return as_usage(models.build_own, factory, classes=len(spec.classes), seed=spec.seed)
+    except SettingsError:
+        raise
+    except Exception as error:  # of any kind, from a caller's code
+        raise SettingsError(f"{shown(spec.model)} failed: {_described(error)}") from error
 
 
 def make_optimizer(spec: RunSpec) -> optim.Optimizer:
@@ -169,14 +186,17 @@ def make_optimizer(spec: RunSpec) -> optim.Optimizer:
     return optim.chain(optim.clip_by_global_norm(spec.clip_norm), optimizer)
 
 
-def check_batch(program: Program) -> None:
-    """Tries one example if the network sees them one at a time: BatchNorm cannot normalise over a single example whose
-    feature maps have shrunk to one pixel.
+def check(program: Program) -> None:
+    """Tries the parts that may not fit together before anything is written.
 
     Raises:
-      SettingsError: if the network cannot be trained on it.
+      SettingsError: if a caller's own network, loss, metric or augmentation fails or returns another shape than
+        expected; or if the network cannot be trained on single examples and sees them one at a time, because BatchNorm
+        cannot normalise over one example whose feature maps have shrunk to one pixel.
     """
     spec = program.spec
+    if not program.custom.is_empty or models.is_own(spec.model):
+        _check_custom(program)
     if spec.batch_size != spec.accumulate:
         return
     example = torch.zeros((1, 3, spec.image_size, spec.image_size), dtype=torch.uint8, device=spec.device)
@@ -186,9 +206,47 @@ def check_batch(program: Program) -> None:
     except ValueError as error:
         parts = f" in {spec.accumulate} parts" if spec.accumulate > 1 else ""
         raise SettingsError(
-            f"`batch_size={spec.batch_size}`{parts} is too small for {spec.model} at `image_size={spec.image_size}`: "
-            f"{error}; use a batch size of at least {2 * spec.accumulate}"
+            f"`batch_size={spec.batch_size}`{parts} is too small for {shown(spec.model)} at "
+            f"`image_size={spec.image_size}`: {error}; use a batch size of at least {2 * spec.accumulate}"
         ) from error
+
+
+def _check_custom(program: Program) -> None:
+    spec, custom = program.spec, program.custom
+    classes, size = len(spec.classes), spec.image_size
+    images = torch.zeros((2, 3, size, size), dtype=torch.uint8, device=spec.device)
+    labels = torch.zeros(2, dtype=torch.int64, device=spec.device)
+    key = ftrain.random.key(0, device=spec.device)
+    params, buffers = program.initial_tensors()
+    if custom.augment is not None:
+        images = _tried("augment", custom.augment, key, images)
+        _check_shape("augment", "images", images, (2, 3, size, size))
+    with torch.no_grad():
+        outputs, _ = _tried("model", program.apply, params, buffers, images, train=False)
+    logits = getattr(outputs, "logits", outputs)
+    _check_shape("model", f"logits for {classes} classes", logits, (2, classes))
+    functions = {**({"loss": custom.loss} if custom.loss else {}), **custom.metrics}
+    for name, function in functions.items():
+        _check_shape(name, "one value per example", _tried(name, function, logits, labels), (2,))
+
+
+def _tried(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # of any kind, from a caller's code
+        raise SettingsError(f"`{name}` failed on a batch of two examples: {_described(error)}") from error
+
+
+def _check_shape(name: str, what: str, value: Any, expected: tuple[int, ...]) -> None:
+    if not isinstance(value, torch.Tensor) or value.shape != expected:
+        found = f"shape {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise SettingsError(
+            f"`{name}` must return {what}, a tensor of shape {list(expected)} for a batch of two examples; got {found}"
+        )
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {shown(str(error))}"
 
 
 def _schedule(spec: RunSpec) -> schedules.Schedule:
@@ -221,7 +279,7 @@ def _mix(spec: RunSpec) -> Mix | None:
 
 
 def _placed(tensors: Tensors, spec: RunSpec) -> Tensors:
-    """The tensors on the device of the run, images' weights in its memory format."""
+    """The tensors on the device of the run, 4-d ones in its memory format."""
     layout = _memory_format(spec)
     return {
         name: tensor.to(spec.device, memory_format=layout) if tensor.ndim == 4 else tensor.to(spec.device)

@@ -1,4 +1,4 @@
-"""curves.png: loss, accuracy and learning rate of a run."""
+"""curves.png: loss, accuracy, the caller's own metrics and the learning rate of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ftrain.disk.durable import write_file
+from ftrain.metrics import RESERVED_NAMES
 from ftrain.run import folder as run_folder
 from ftrain.run.folder import RunFolder
 from ftrain.text import shown
@@ -23,9 +24,10 @@ def draw_curves(run: RunFolder) -> None:
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     middles = middle_steps(steps)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+    own = [name for name in (epochs[-1]["val"] if epochs else {}) if name not in RESERVED_NAMES]
+    figure = Figure(figsize=(4 * (3 + len(own)), 3.6), layout="constrained")
+    loss, accuracy, *own_axes, rate = figure.subplots(1, 3 + len(own))
+    for axes, name in ((loss, "loss"), (accuracy, "accuracy"), *zip(own_axes, own, strict=True)):
         axes.plot(middles, [line[name] for line in steps], color="0.75", lw=1, label="train, logged")
         for split, label in (("train", "train, epoch"), ("val", "validation")):
             axes.plot(

@@ -37,7 +37,9 @@ def _out_of_memory(error: Exception, spec: RunSpec, resumable: bool) -> Training
     divisors = (n for n in range(spec.accumulate + 1, spec.batch_size // 2 + 1) if spec.batch_size % n == 0)
     parts = next(divisors, None)
     remedy = f"`accumulate={parts}`, which splits the batch into smaller parts, or " if parts else ""
-    remedy += f"`batch_size={spec.batch_size // 2}`" if spec.batch_size > 1 else "a smaller `image_size` or `model`"
+    remedy += (
+        f"`batch_size={spec.batch_size // 2}`" if spec.batch_size > 1 else "a smaller `image_size` or a smaller network"
+    )
     where = (
         " in a new run, or in this one with `resume=RUN` and `override=True`, which changes its result; its last "
         "checkpoint is intact"

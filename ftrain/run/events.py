@@ -10,14 +10,15 @@ import attrs
 
 from ftrain.data.cache import Caching
 from ftrain.models import WeightsReport
+from ftrain.run.folder import RunFolder
 from ftrain.run.spec import RunSpec
 
 
 @attrs.frozen
 class Opened:
-    """The settings are resolved and the run's folder is locked. From here on a stop saves what was done."""
+    """The settings are resolved and the run's folder is locked. From here on, stopping saves progress."""
 
-    folder: Path
+    run: RunFolder
     spec: RunSpec
 
 
@@ -48,7 +49,7 @@ class Compiling:
 
 @attrs.frozen
 class Compiled:
-    """A step was compiled. It takes a few seconds if the compiler's cache has it, minutes if not."""
+    """A step was compiled: in seconds if the compiler's cache has it, in minutes otherwise."""
 
     what: Literal["training", "evaluation"]
     seconds: float

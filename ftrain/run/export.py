@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,8 +62,8 @@ def export(restored: Restored, images: Images, kind: Format, target: Path) -> tu
       ExportError: if the format cannot represent the network, a package is missing, or the logits differ.
       DataError: if no image can be read.
     """
-    program, state = restored.program, restored.state
-    spec = program.spec
+    spec = attrs.evolve(restored.program.spec, precision="float32")
+    program, state = attrs.evolve(restored.program, spec=spec), restored.state
     samples = _samples(images)
     expected = program.predict_step(state, samples)
     facts = {
@@ -118,9 +119,13 @@ def _from_safetensors(program: Program, path: Path) -> Logits:
     params, buffers = program.initial_tensors()
     with open(path, "rb") as file:
         found = tensorfile.TensorFile(file)
-        return _exported(
-            program, {name: found.read(name) for name in params}, {name: found.read(name) for name in buffers}
-        )
+        saved = {name: found.read(name) for name in found.signatures()}
+    # A buffer that is not persistent is not in the file, and has the value that the network gives it.
+    return _exported(
+        program,
+        {name: saved[name] for name in params},
+        {name: saved.get(name, buffer) for name, buffer in buffers.items()},
+    )
 
 
 def _to_torch_export(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:

@@ -20,7 +20,7 @@ from ftrain.disk.saver import Saver
 from ftrain.errors import CheckpointError
 from ftrain.run import folder as run_folder
 from ftrain.run import kernels, retention
-from ftrain.run.build import Program, build, check_batch
+from ftrain.run.build import Program, build, check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged, Evaluating, Event, Started, Stopped
@@ -43,8 +43,8 @@ def fit(
     custom: Custom | None = None,
     *,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
-    """Trains a run from where it stands to its end.
+) -> Generator[Event]:
+    """Trains a run to its end, from its last checkpoint if there is one.
 
     Every epoch ends with an evaluation on the validation images, a line in metrics.jsonl and a checkpoint. The last
     checkpoints, the best by validation accuracy, and those of the epochs from `save_station` on are kept.
@@ -62,7 +62,7 @@ def fit(
     """
     with diagnosed(spec, resumable=True), kernels.using(spec), Saver() as saver:
         program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
-        check_batch(program)
+        check(program)
         position = yield from _find_position(run, program, images)
         if position.step < spec.total_steps:
             cached = yield from _until(stop, with_caches(images, spec))
@@ -91,7 +91,7 @@ def fit(
 
 @attrs.frozen(eq=False)
 class Position:
-    """Where a run stands before it starts or resumes.
+    """The position of a run before it starts or resumes.
 
     Attributes:
       evaluated: whether the epoch that ends at this step, if one does, has been evaluated.
@@ -147,7 +147,7 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
 def _start(
     run: RunFolder, program: Program, images: Images, saver: Saver, position: Position
 ) -> Generator[Event, None, Session]:
-    """Writes the run's files, now that all is known to be well, and announces the run."""
+    """Writes the run's files, once everything has been checked, and announces the run."""
     spec = program.spec
     run_folder.write(run)
     if program.weights:
@@ -182,7 +182,7 @@ def try_once(spec: RunSpec, images: Images, custom: Custom | None = None) -> dic
     """Takes one training step and evaluates one batch, without keeping anything. Returns the metrics of the step."""
     with diagnosed(spec), kernels.using(spec):
         program = build(spec, custom)
-        check_batch(program)
+        check(program)
         jobs = [images.train_jobs(0)[0], images.val_jobs()[0]]
         batches = on_device(load(images, jobs), spec.torch_device)
         state, metrics = program.train_step(program.init(), next(batches)[0])

@@ -1,4 +1,4 @@
-"""A trained network at work: evaluated on labelled images, and asked about single ones."""
+"""Using a trained network: evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -100,9 +100,13 @@ def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last
     return Restored(program, state, loaded.folder, tuple(loaded.damaged.values()))
 
 
-def evaluation(restored: Restored, images: Images) -> Generator[int, None, Evaluation]:
+def evaluation(restored: Restored, images: Images, *, workers: int | None = None) -> Generator[int, None, Evaluation]:
     """Evaluates a network on the validation images of `images`: yields how many batches are done, and returns the
-    result."""
+    result.
+
+    Args:
+      workers: processes that load images; by default as in the run.
+    """
     program, state = restored.program, restored.state
     spec, device = program.spec, program.spec.torch_device
     classes = len(spec.classes)
@@ -110,7 +114,8 @@ def evaluation(restored: Restored, images: Images) -> Generator[int, None, Evalu
     skipped: list[str] = []
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     with diagnosed(spec):
-        batches = load(images, images.val_jobs(), workers=spec.workers, pin_memory=device.type == "cuda")
+        workers = spec.workers if workers is None else workers
+        batches = load(images, images.val_jobs(), workers=workers, pin_memory=device.type == "cuda")
         for done, ((inputs, labels, weights), on_host) in enumerate(on_device(batches, device), start=1):
             with kernels.using(spec):
                 logits = program.predict_step(state, inputs)

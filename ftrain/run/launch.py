@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ftrain.run.custom import Custom
 from ftrain.run.events import Damaged, Event, Opened
 from ftrain.run.fit import fit
 from ftrain.run.folder import RunFolder
+from ftrain.run.reopen import check_model
 from ftrain.run.resolve import resolve
 from ftrain.run.settings import LOCATIONS, Settings, merge
 from ftrain.run.spec import RunSpec
@@ -51,11 +52,13 @@ class Request:
     def __attrs_post_init__(self) -> None:
         if self.resume and self.resume != AUTO and "out" in self.asked:
             raise SettingsError("`out` is for a new run; it cannot be given with `resume`")
+        if self.sources is not None and (given := [name for name in LOCATIONS if name in self.asked]):
+            raise SettingsError(f"give either images as `data`, or `{given[0]}`; got both")
         if self.override and not self.resume:
             raise SettingsError("`override=True` is for a run that resumes; give it with `resume=RUN`")
 
 
-def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Generator[Event]:
     """Starts or resumes a run, and trains it to its end; arguments and errors as for `ftrain.events`."""
     folder = folder_of(request)
     with run_folder.lock(folder):
@@ -66,7 +69,7 @@ def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Ite
             run, spec, images = _resumed(before, request)
         else:
             run, spec, images = _new(folder, request)
-        yield Opened(folder, spec)
+        yield Opened(run, spec)
         yield from fit(run, spec, images, request.custom, stop=stop)
 
 
@@ -109,7 +112,7 @@ def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Imag
     # complete.
     before = {} if auto and request.override else attrs.asdict(run.settings, recurse=False)
     settings = Settings(**merge(before, request.asked))
-    check_can_reopen(run, request.custom)
+    check_model(run, request.custom.module or request.asked.get("model"))
     if request.sources is None and before and not any(getattr(settings, name) for name in LOCATIONS):
         raise SettingsError(
             f"the images of {shown(run.path)} were passed from Python; pass the same images as `data` to ftrain.fit"
@@ -126,14 +129,3 @@ def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Imag
         override=request.override,
     )
     return resumed, spec, images
-
-
-def check_can_reopen(run: RunFolder, custom: Custom) -> None:
-    """Raises SettingsError if the network of a run was passed from Python and is not passed again."""
-    recorded = run.config.get("custom", {}).get("model")
-    if recorded and custom.module is None and not models.is_own(run.config["settings"]["model"]):
-        raise SettingsError(
-            f"the network of {shown(run.path)} is {shown(recorded['name'])}, a module that was passed from Python; "
-            "pass it "
-            "again as `model`, to ftrain.fit or ftrain.open_run"
-        )

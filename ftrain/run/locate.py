@@ -60,8 +60,7 @@ def open_sources(settings: Settings) -> tuple[Source, Source]:
         return as_usage(by_name, settings.dataset, settings.data or default_dataset_folder())
     if not (settings.train_dir and settings.val_dir):
         raise SettingsError(
-            "this run was started from Python with images that its config.json cannot locate; pass the same images as "
-            "`data` to ftrain.fit, or a folder of images"
+            "the images of this run were passed from Python, so config.json does not locate them; pass images as `data`"
         )
     train = as_usage(scan, Path(settings.train_dir))
     return train, as_usage(scan, Path(settings.val_dir), classes=train.classes)

@@ -7,7 +7,6 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
 import torch
 
 from ftrain.data import as_source
@@ -33,18 +32,23 @@ T = TypeVar("T")
 class Run:
     """A run, opened by `open_run`. What needs a network takes the checkpoint of the best epoch, unless last=True."""
 
-    def __init__(self, run: RunFolder, spec: RunSpec, custom: Custom) -> None:
-        self._run, self._custom = run, custom
-        self.spec = spec
+    def __init__(self, run: RunFolder, spec: RunSpec, custom: Custom, val: Source | None = None) -> None:
+        self._run, self._spec, self._custom, self._val = run, spec, custom, val
         self._restored: dict[bool, Restored] = {}
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, model={self.spec.model!r}, classes={len(self.classes)})"
+        return f"Run({str(self.folder)!r}, model={self._spec.model!r}, classes={len(self.classes)})"
 
     @property
     def folder(self) -> Path:
         """Where the run is."""
         return self._run.path
+
+    @property
+    def spec(self) -> RunSpec:
+        """Every decision about the run, such as `image_size`, `mean` and `std`; `device` is where this object
+        computes."""
+        return self._spec
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -79,7 +83,7 @@ class Run:
     def restored(self, *, last: bool = False) -> Restored:
         """The network with its parameters and the checkpoint that they are from."""
         if last not in self._restored:
-            self._restored[last] = inference.restore(self._run, self.spec, self._custom, last=last)
+            self._restored[last] = inference.restore(self._run, self._spec, self._custom, last=last)
         return self._restored[last]
 
     def state(self, *, last: bool = False) -> TrainState:
@@ -88,7 +92,7 @@ class Run:
         Raises:
           CheckpointError: if there is no checkpoint, or none can be read.
         """
-        template = build(self.spec, self._custom, pretrained=False).init()
+        template = build(self._spec, self._custom, pretrained=False).init()
         return checkpoint.load_first(inference.candidates(self._run, last=last), template).state
 
     def module(self, *, last: bool = False) -> torch.nn.Module:
@@ -102,7 +106,7 @@ class Run:
 
         Args:
           images: paths of image files, PIL images, and uint8 arrays or tensors ([H, W, 3], [3, H, W] or [H, W]), in any
-            mixture.
+            combination.
           top: classes per image.
 
         Returns:
@@ -131,18 +135,26 @@ class Run:
         Raises:
           SettingsError, DataError: if the images cannot be used.
         """
-        return to_end(inference.evaluation(self.restored(last=last), self.images(data, workers=workers)))
+        result = to_end(inference.evaluation(self.restored(last=last), self.images(data), workers=workers))
+        name = self._missing_loss
+        if name:  # what was computed instead is another loss
+            del result.metrics["loss"]
+        return result
 
-    def images(self, data: Any = None, *, workers: int | None = None) -> Images:
-        """Labelled images as batches for evaluation; arguments as for `evaluate`."""
-        if workers is not None:
-            self.spec = attrs.evolve(self.spec, workers=workers)
+    def images(self, data: Any = None) -> Images:
+        """Labelled images as batches for evaluation; arguments and errors as for `evaluate`."""
         val = self._source(data)
-        return self.spec.images(val, val)
+        return self._spec.images(val, val)
+
+    @property
+    def _missing_loss(self) -> str:
+        """The name of the run's own loss, if it was not passed to `open_run`."""
+        recorded = self.config.get("custom", {}).get("loss")
+        return str(recorded["name"]) if recorded and self._custom.loss is None else ""
 
     def _source(self, data: Any) -> Source:
         if data is None:
-            return open_sources(self._run.settings)[1]
+            return self._val or open_sources(self._run.settings)[1]
         if not isinstance(data, str | os.PathLike):
             return as_usage(as_source, data, classes=self.classes)
         folder = Path(data)

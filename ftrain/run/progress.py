@@ -1,10 +1,10 @@
-"""A run as it is shown while it trains: a progress bar on a terminal, plain lines elsewhere."""
+"""Showing the progress of a run: a bar on a terminal, a changing line in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ftrain.run.events import (
 from ftrain.text import readable, shown
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
+NOTEBOOK_INTERVAL = 0.5  # seconds between two updates of the status line in a notebook
 LARGE_CACHE = 10_000_000  # bytes of decoded images from which building the cache is announced
 
 
@@ -38,7 +39,7 @@ def with_progress(
     *,
     words: Callable[[str], str] = lambda text: text,
     stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """The events of a run, each shown before it is passed on.
 
     Args:
@@ -118,12 +119,13 @@ def _numbers(line: Mapping[str, Any]) -> str:
     )
 
 
-def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Iterator[Event]:
+def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator[Event]:
     folder, epochs = Path(), 0
-    epoch_start = last_line = time.monotonic()
+    epoch_start = last_line = last_status = time.monotonic()
+    notebook, status = _in_notebook(), ""
     for event in events:
         if isinstance(event, Opened):
-            folder, epochs = event.folder, event.spec.epochs
+            folder, epochs = event.run.path, event.spec.epochs
             for note in event.spec.notes:
                 print(words(note), file=sys.stderr, flush=True)
         text = describe(event, folder, epochs, time.monotonic() - epoch_start)
@@ -141,10 +143,37 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Iterator[
                 epoch_start = time.monotonic()
             case _:
                 pass
+        if notebook and time.monotonic() - last_status > NOTEBOOK_INTERVAL:
+            last_status = time.monotonic()
+            status = _status(event, epochs) or status
+            print(f"\r{status:<110}", end="", flush=True)
         if text is not None:
             last_line = time.monotonic()
+            if notebook:  # over the status
+                print("\r" + " " * 110 + "\r", end="")
             print(words(text), file=sys.stderr if isinstance(event, Damaged) else sys.stdout, flush=True)
         yield event
+
+
+def _in_notebook() -> bool:
+    """Whether output goes to a notebook, which shows a line that begins with a carriage return in place of the last."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _status(event: Event, epochs: int) -> str | None:
+    match event:
+        case StepTaken(step, epoch):
+            return f"epoch {epoch}/{epochs}  step {step}"
+        case Logged(line):
+            return f"epoch {line['epoch']}/{epochs}  step {line['step']}  {_numbers(line)}"
+        case Evaluating(epoch):
+            return f"epoch {epoch}/{epochs}  validating"
+        case Caching(done, total):
+            return f"caching decoded images: {done / total:.0%}"
+        case _:
+            return None
 
 
 class _Console(Console):
@@ -168,7 +197,9 @@ class _Stopping(TextColumn):
         return Text("stopping after this step; a second signal stops immediately" if self.stopping() else "")
 
 
-def _on_terminal(events: Iterable[Event], words: Callable[[str], str], stopping: Callable[[], bool]) -> Iterator[Event]:
+def _on_terminal(
+    events: Iterable[Event], words: Callable[[str], str], stopping: Callable[[], bool]
+) -> Generator[Event]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -182,7 +213,7 @@ def _on_terminal(events: Iterable[Event], words: Callable[[str], str], stopping:
         folder, epochs, epoch_start = Path(), 0, time.monotonic()
         for event in events:
             if isinstance(event, Opened):
-                folder, epochs = event.folder, event.spec.epochs
+                folder, epochs = event.run.path, event.spec.epochs
                 for note in event.spec.notes:
                     progress.console.print(words(note), markup=False, highlight=False)
             if (text := describe(event, folder, epochs, time.monotonic() - epoch_start)) is not None:

@@ -22,7 +22,7 @@ from ftrain.run import folder as run_folder
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, differences
 from ftrain.run.folder import RunFolder
-from ftrain.run.settings import HARMLESS, LOCATIONS, Settings
+from ftrain.run.settings import HARMLESS, LOCATIONS, SPLITS, Settings
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
@@ -84,7 +84,7 @@ def resumed_run(
         recorded = run.config["data"][name]
         if source.fingerprint != recorded["fingerprint"]:
             changes.append(
-                f"the {_SPLITS[name]} images have changed since the run started: {_changes(recorded, source)}"
+                f"the {SPLITS[name]} images have changed since the run started: {_changes(recorded, source)}"
             )
     if changes and not override:
         raise SettingsError(
@@ -114,9 +114,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
-
-
-_SPLITS = {"train": "training", "val": "validation"}
 
 
 def _config(

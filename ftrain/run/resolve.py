@@ -18,7 +18,7 @@ from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
-from ftrain.run.custom import Custom, check_functions
+from ftrain.run.custom import Custom
 from ftrain.run.locate import located, open_sources
 from ftrain.run.settings import Settings
 from ftrain.run.spec import RunSpec
@@ -53,9 +53,12 @@ def resolve(
       DataError: if the images cannot be used for training.
     """
     custom = custom or Custom()
-    check_functions(custom)
     catalogued = custom.module is None and not models.is_own(settings.model)
     model = _model(settings.model, custom)
+    if custom.module is not None and settings.weights:
+        raise SettingsError(
+            "`weights` are for a network that ftrain builds; load them into your own module before you pass it"
+        )
     device = resolve_device(settings.device)
     notes: list[str] = []
     if sources is None:

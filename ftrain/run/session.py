@@ -1,4 +1,4 @@
-"""A run while it trains: where it stands, and the one step, evaluation, save or stop that comes next."""
+"""A run in progress: one method each for a step, an evaluation, a save and a stop."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Timer:
 
 @attrs.define(eq=False)
 class Session:
-    """A run under way.
+    """A run in progress.
 
     Attributes:
       step: training steps done, known without waiting for the device.
@@ -80,7 +80,7 @@ class Session:
             lambda self: {"training", "evaluation"} if self.program.spec.compile else set(), takes_self=True
         )
     )
-    _evaluated: list[Metrics] = attrs.field(factory=list)  # of the batches of the evaluation under way
+    _evaluated: list[Metrics] = attrs.field(factory=list)  # of the batches of the current evaluation
     _epoch_start: float = attrs.field(factory=time.monotonic)
 
     @property
@@ -121,7 +121,7 @@ class Session:
         yield from self.read_log()
         if self.step > self.saved_step:
             yield Saving(self._save(epoch=self.epoch, log=self.log.save(), to_evaluate=self.epoch_is_over))
-        self.saver.finish()  # before anybody is told that it is saved
+        self.saver.finish()  # before `Stopped` announces that everything is saved
         yield Stopped(self.step)
 
     def restart_clock(self) -> None:

@@ -25,6 +25,8 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# How messages call the two splits of the data.
+SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
 # Settings that say where the images are. Which images they are is told by their fingerprint.
@@ -157,8 +159,8 @@ class Settings:
     dataset: str | None = _setting(
         None,
         "Data",
-        "One of torchvision's data sets instead of folders: cifar10, fashion-mnist, food101 ...; downloaded to --data, "
-        "by default the user's cache folder, if it is not there yet.",
+        "One of torchvision's data sets instead of folders: cifar10, fashion-mnist, food101 ...; downloaded to --data "
+        "(default: the user's cache folder) unless it is already there.",
         _TEXT,
     )
     train_dir: str | None = _setting(None, "Data", "Folder of training images, with one folder per class.", _TEXT)
@@ -166,8 +168,8 @@ class Settings:
     image_size: int | None = _setting(
         None,
         "Data",
-        "Side of the network's square input images, in pixels. Default: follows the images, a multiple of 32, at most "
-        "224.",
+        "Side of the network's square input images, in pixels. Default: the images' median shorter side, rounded "
+        "to a multiple of 32, at most 224.",
         _integer(1, 4096),
     )
     crop_scale: float | None = _setting(
@@ -241,7 +243,7 @@ class Settings:
         _one_of(OnBadImage),
     )
     bad_image_cap: float = _setting(
-        0.01, "Data", "Fraction of the images that may be skipped before a run stops after all.", _FRACTION
+        0.01, "Data", "Largest fraction of images that may be skipped; beyond it the run stops.", _FRACTION
     )
     epochs: int = _setting(10, "Training", "Passes over the training data.", _integer(1))
     batch_size: int | None = _setting(
@@ -270,7 +272,7 @@ class Settings:
     weight_decay: float | None = _setting(
         None,
         "Training",
-        "Weight decay of weights, but not of norms and biases. Default: 0.05 for adamw, 0.0001 for sgd, else 0.",
+        "Weight decay, applied to weights but not to norms or biases. Default: 0.05 for adamw, 0.0001 for sgd, else 0.",
         _number(0.0),
     )
     momentum: float = _setting(0.9, "Training", "Nesterov momentum of sgd; 0 for none.", _number(0.0, below=1.0))
@@ -309,7 +311,7 @@ class Settings:
         "predict and export then use. Default: no average.",
         _number(0.0, below=1.0),
     )
-    seed: int = _setting(0, "Run", "Seed of every random number.", _integer(0, 2**64 - 1))
+    seed: int = _setting(0, "Run", "Seed for all random numbers.", _integer(0, 2**64 - 1))
     device: str = _setting("auto", "Run", "auto, cpu, cuda, cuda:N or mps.", _DEVICE)
     workers: int | None = _setting(
         None,
@@ -341,7 +343,7 @@ class Settings:
     deterministic: bool = _setting(
         False,
         "Run",
-        "Use only deterministic kernels. On a CPU they always are; on a GPU they are slower.",
+        "Use only deterministic kernels. Those of a CPU always are; those of a GPU are slower.",
         _TRUE_OR_FALSE,
     )
     save_station: int | None = _setting(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from ftrain.data.images import Images
 from ftrain.errors import DataError
 from ftrain.run.events import ImageSkipped
+from ftrain.run.settings import SPLITS
 
 
 class SkippedImages:
@@ -37,7 +38,7 @@ class SkippedImages:
         if len(known) > self.cap * self.sizes[split]:
             some = "; ".join(list(known.values())[:3])
             raise DataError(
-                f"{len(known)} of {self.sizes[split]} {split} images cannot be read, more than "
+                f"{len(known)} of {self.sizes[split]} {SPLITS[split]} images cannot be read, more than "
                 f"`bad_image_cap={self.cap:g}` allows: {some}{'; ...' if len(known) > 3 else ''}. Repair or remove "
                 "them, or raise the cap"
             )
