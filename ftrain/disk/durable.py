@@ -1,7 +1,7 @@
 """Files and folders that are on the disk completely or not at all, even after a power loss. Nothing else writes.
 
 Content is written under a temporary name and flushed, then renamed, and then the parent folder is flushed. A process
-that is killed in between leaves temporary names, which nothing reads and `sweep` removes.
+that is killed in between leaves temporary names, which nothing reads and `sweep` removes. Every OSError names a path.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def new_file(target: Path) -> Iterator[Path]:
     the temporary file is removed and `target` is unchanged."""
     partial = _partial(target)
     try:
-        with _named(target):
+        with naming(target):
             yield partial
             os.rename(partial, target)
     except BaseException:
@@ -55,7 +55,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        with _named(target):
+        with naming(target):
             os.mkdir(partial)
             yield partial
             sync(partial)
@@ -73,7 +73,7 @@ def write(path: Path, parts: Sequence[Part]) -> None:
       OSError: with the number of bytes needed if there is no room.
     """
     needed = sum(len(part) for part in parts)
-    with _named(path), _needing(needed, path):
+    with naming(path), _needing(needed, path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             for part in parts:
@@ -89,7 +89,7 @@ def append(path: Path, data: bytes) -> None:
     Raises:
       OSError: with the number of bytes needed if there is no room; the file is unchanged.
     """
-    with _named(path), _needing(len(data), path):
+    with naming(path), _needing(len(data), path):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         try:
             size = os.fstat(descriptor).st_size
@@ -149,11 +149,24 @@ def is_leftover(path: Path) -> bool:
 
 def sync(path: Path) -> None:
     """Flushes a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    with naming(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Adds the path of a file or folder to an OSError that has none, or only the path of a temporary file. The system
+    gives none for a call on a descriptor, such as write or fsync."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and PARTIAL not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _partial(path: Path) -> Path:
@@ -164,17 +177,6 @@ def _write_all(descriptor: int, part: Part) -> None:
     left = memoryview(part)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-@contextmanager
-def _named(target: Path) -> Iterator[None]:
-    """Names `target` instead of its temporary name in an OSError."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None and PARTIAL not in str(error.filename):
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 @contextmanager

@@ -43,20 +43,22 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     while True:
         made = durable.make_folder(folder)
-        with suppress(FileNotFoundError):  # its last holder has just removed the empty folder
+        with suppress(FileNotFoundError), durable.naming(path):  # its last holder has just removed the empty folder
             descriptor = _acquire(path)
             break
     _descriptors.add(descriptor)
     try:
-        os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+        with durable.naming(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
         yield
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
         _descriptors.discard(descriptor)
-        os.close(descriptor)
+        with durable.naming(path):
+            os.close(descriptor)
         with suppress(OSError):  # a folder that is not empty stays
             for empty in made:
                 empty.rmdir()
@@ -70,13 +72,21 @@ def _acquire(path: Path) -> int:
             if _is_at(path, descriptor):  # otherwise its holder removed it in between
                 return descriptor
         except BlockingIOError:
-            holder = os.read(descriptor, 1000).decode("utf-8", "replace") or "another process"
+            message = _busy(path, descriptor)
             os.close(descriptor)
-            raise BusyError(
-                f"{shown(path.parent)} is in use by {shown(holder)}; wait until it ends, or choose another folder as "
-                "`out`"
-            ) from None
+            raise BusyError(message) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
+
+
+def _busy(path: Path, descriptor: int) -> str:
+    opened = os.fstat(descriptor)
+    if any(os.path.samestat(opened, os.fstat(own)) for own in _descriptors):  # such as a generator in a notebook
+        return f"{shown(path.parent)} is locked by another run in this process; finish or close it first"
+    holder = os.read(descriptor, 1000).decode("utf-8", "replace") or "another process"
+    return f"{shown(path.parent)} is in use by {shown(holder)}; wait until it ends, or choose another folder as `out`"
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

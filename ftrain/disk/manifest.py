@@ -75,7 +75,7 @@ def reading_error(path: Path, error: Exception) -> Exception:
     when memory, descriptors or permissions are missing."""
     if isinstance(error, OSError):
         if error.errno not in _DAMAGE:
-            return error
+            return error if error.filename else OSError(error.errno, error.strerror, str(path))
         return DamagedError(f"cannot read {shown(path)}: {error.strerror}")
     if isinstance(error, KeyError):
         return DamagedError(f"cannot read {shown(path)}: it lacks {shown(str(error))}")

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from ftrain.errors import Interrupted
+
 
 class Saver:
     """Saves checkpoints in a background thread, one at a time. An error is raised at the next call, or at the end."""
@@ -18,7 +20,7 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, Interrupted):
             return  # the process ends immediately; checkpoints on the disk are complete
         if kind is None or kind is GeneratorExit:
             self.finish()

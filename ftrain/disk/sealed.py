@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ftrain.disk.durable import naming
+
 LIMIT = 64 * 2**20  # bytes of the largest document that is read
 SEAL = "seal"
 
@@ -24,7 +26,7 @@ def read(path: Path) -> dict[str, Any]:
       OSError: if the file cannot be read.
       ValueError: if it is not such a document, or is damaged.
     """
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         data = file.read(LIMIT + 1)
     if len(data) > LIMIT:
         raise ValueError(f"it is larger than the limit of {LIMIT} bytes")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftrain.disk import durable
+from ftrain.disk import durable, lock, manifest
 
 
 class FailError(Exception):
@@ -105,6 +106,82 @@ def test_a_full_disk_is_reported_with_the_bytes_needed(tmp_path: Path, monkeypat
         durable.write(filling / "state", [b"0" * 1_000_000, b"1" * 500_000])
     assert caught.value.strerror == "File too large; 1.5 MB are needed"
     assert names(tmp_path) == []
+
+
+def appended(path: Path) -> None:
+    durable.append(path / "file", b"more")
+
+
+def replaced(path: Path) -> None:
+    durable.write_file(path / "file", b"more")
+
+
+def synced(path: Path) -> None:
+    durable.sync(path / "file")
+
+
+def renamed(path: Path) -> None:
+    durable.rename(path / "file", path / "other")
+
+
+def made(path: Path) -> None:
+    durable.make_folder(path / "folder")
+
+
+def locked(path: Path) -> None:
+    with lock.locked(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("action", "call", "name"),
+    [
+        (appended, "write", "file"),
+        (appended, "fsync", "file"),
+        (replaced, "write", "file"),
+        (replaced, "fsync", "file"),
+        (synced, "fsync", "file"),
+        (renamed, "fsync", ""),  # the folder
+        (made, "fsync", ""),
+        (locked, "write", ".lock"),
+        (locked, "ftruncate", ".lock"),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_every_error_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: Any, call: str, name: str, number: int
+) -> None:
+    """Without a name, the command would take it for an error of a closed terminal."""
+
+    def broken(*args: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "file").write_bytes(b"some")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, broken)
+        with pytest.raises(OSError) as caught:
+            action(tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / name))
+
+
+def test_a_lock_that_cannot_be_taken_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError) as caught:
+        locked(tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(tmp_path / ".lock"))
+
+
+def test_a_reading_error_names_its_file() -> None:
+    path = Path("run/state.safetensors")
+    found = manifest.reading_error(path, OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert isinstance(found, OSError)
+    assert found.filename == str(path)
+    assert str(manifest.reading_error(path, OSError(errno.EIO, "Input/output error"))) == (
+        "cannot read run/state.safetensors: Input/output error"
+    )
 
 
 def test_sweeping_removes_leftovers_of_killed_processes_and_nothing_else(tmp_path: Path) -> None:

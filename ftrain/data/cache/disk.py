@@ -85,11 +85,12 @@ def build_on_disk(
                     partial = event
                 else:
                     yield event
-            os.fsync(file.fileno())
-            np.save(filling / PLACES, partial.plan.places)
             about = {"format": FORMAT, "form": form, "bytes": plan.bytes}
             bad_images = {str(position): cause for position, cause in partial.plan.bad_images.items()}
-            (filling / ABOUT).write_text(json.dumps({**about, "unreadable": bad_images}, indent=1))
+            with durable.naming(folder):
+                os.fsync(file.fileno())
+                np.save(filling / PLACES, partial.plan.places)
+                (filling / ABOUT).write_text(json.dumps({**about, "unreadable": bad_images}, indent=1))
             for name in (PLACES, ABOUT, "."):
                 durable.sync(filling / name)
         try:

@@ -20,6 +20,7 @@ from ftrain.data.decode import crop, oriented_size
 from ftrain.data.resize import resized
 from ftrain.data.source import Source
 from ftrain.data.workers import run_jobs
+from ftrain.disk.durable import naming
 from ftrain.errors import DataError
 
 
@@ -53,7 +54,7 @@ class _Writer(Dataset[Any]):
         if self.cache.memory is not None:
             self.cache.memory[first : first + pixels.size].copy_(torch.from_numpy(pixels.reshape(-1)))
         else:
-            with open(str(self.cache.path), "rb+") as file:
+            with naming(self.cache.path), open(self.cache.path, "rb+") as file:
                 file.seek(first)
                 file.write(pixels.tobytes())
         return None
