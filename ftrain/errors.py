@@ -10,7 +10,11 @@ R = TypeVar("R")
 
 
 class FtrainError(Exception):
-    """Base class of all errors that ftrain raises on purpose."""
+    """Base class of all errors that ftrain raises on purpose.
+
+    >>> issubclass(SettingsError, FtrainError), issubclass(SettingsError, ValueError)
+    (True, True)
+    """
 
 
 class SettingsError(FtrainError, ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -12,9 +12,9 @@ from ftrain.pytree import frozen
 
 Metric = Callable[[Float[Tensor, "B C"], Tensor], Tensor]
 
-RESERVED_NAMES = frozenset(
-    ["accuracy", "correct", "count", "grad_norm", "loss", "lr", "nonfinite", "steps", "top5"],
-)
+_OF_METRICS = ["accuracy", "correct", "count", "grad_norm", "loss", "lr", "nonfinite", "steps", "top5"]
+_OF_LOG_LINES = ["epoch", "images_per_second", "kind", "left_out", "seconds", "step", "train", "val"]  # metrics.jsonl
+RESERVED_NAMES = frozenset([*_OF_METRICS, *_OF_LOG_LINES])
 
 
 @frozen
@@ -119,6 +119,7 @@ def measure(
     def hits(places: int) -> Tensor:
         return ((rank < places).to(accumulation_dtype) * weights).sum()
 
+    check_names(metrics or ())
     loss = total(losses)
     per_example = {"top5": hits(5)} if logits.shape[-1] > 5 else {}
     for name, metric in (metrics or {}).items():
@@ -133,12 +134,27 @@ def measure(
     )
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Checks the names of metrics of one's own.
+
+    Raises:
+      ValueError: for a name that ftrain gives to a value of its own, in `Metrics.compute` or in metrics.jsonl.
+
+    >>> check_names(["confident"])
+    >>> check_names(["loss"])
+    Traceback (most recent call last):
+    ...
+    ValueError: a metric cannot be called 'loss', which ftrain uses itself; choose a name other than accuracy, ...
+    """
+    for name in names:
+        if name in RESERVED_NAMES:
+            raise ValueError(
+                f"a metric cannot be called {name!r}, which ftrain uses itself; choose a name other than "
+                f"{', '.join(sorted(RESERVED_NAMES))}"
+            )
+
+
 def _values(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
-    if name in RESERVED_NAMES:
-        raise ValueError(
-            f"a metric cannot be called {name!r}, which ftrain computes itself; choose a name other than "
-            f"{', '.join(sorted(RESERVED_NAMES))}"
-        )
     values = metric(logits, labels)
     if values.shape != logits.shape[:1]:
         raise ValueError(

@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 import ftrain.random
+from ftrain.errors import FtrainError
 from ftrain.module import Tensors
 from ftrain.optim import Optimizer
 from ftrain.optim.base import select
@@ -149,7 +150,7 @@ def _averageable(params: Tensors, buffers: Tensors) -> Tensors:
     return {**params, **{name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}}
 
 
-class DonatedError(RuntimeError):
+class DonatedError(FtrainError, RuntimeError):
     """A state was used after it had been donated to a step, which wrote the next state into its memory.
 
     >>> step = torch.tensor(1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import ftrain.random
+from ftrain.errors import FtrainError
 from ftrain.optim import global_norm
 from ftrain.torch_private import compile_errors, error_on_recompile, pytree, recompile_error
 
@@ -26,8 +27,12 @@ SLOPE_DISTANCE = 1e-8  # small enough that there is hardly ever a kink, such as 
 SLOPE_NOISE = 50 * 2.0**-52 / SLOPE_DISTANCE  # rounding error of finite differences, relative to the loss
 
 
-class ImpureStepError(AssertionError):
-    """A step is not pure. The message says which meaning of "pure" does not hold, and for which tensor."""
+class ImpureStepError(FtrainError, AssertionError):
+    """A step is not pure. The message says which meaning of "pure" does not hold, and for which tensor.
+
+    >>> issubclass(ImpureStepError, ftrain.FtrainError), issubclass(ImpureStepError, AssertionError)
+    (True, True)
+    """
 
 
 def assert_pure(step: Step, state: Any, batch: Any, *, meanings: Iterable[str] | None = None) -> None:

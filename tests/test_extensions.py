@@ -93,7 +93,7 @@ def test_a_step_with_metrics_is_pure():
 @pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
 def test_names_of_ftrains_own_metrics_are_rejected(name):
     step, state, batch = parts(metrics={name: label_is_even})
-    with pytest.raises(ValueError, match=f"a metric cannot be called '{name}', which ftrain computes itself"):
+    with pytest.raises(ValueError, match=f"a metric cannot be called '{name}', which ftrain uses itself"):
         step(state, batch)
 
 

@@ -278,6 +278,55 @@ def test_only_a_step_declared_as_donating_is_given_donate():
     assert given[: len(expected)] == expected
 
 
+class Steps:
+    """Steps that are methods, and an object that is a step and cannot be hashed."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.given = []
+
+    def method(self, state, batch, *, donate=None):
+        self.given.append(donate)
+        return Pair(state.older + batch, state.newer), batch
+
+    __call__ = method
+
+
+def test_a_method_and_an_object_that_cannot_be_hashed_can_be_declared_as_donating():
+    steps = Steps()
+    donating(steps.method)
+    other = donating(Steps())
+    bound = functools.partial(functools.partial(steps.method), donate=False)
+    for step, given in ((steps.method, steps.given), (bound, steps.given), (other, other.given)):
+        given.clear()
+        state = Pair(torch.tensor([1.0]), torch.tensor([2.0]))
+        new, _ = ftrain.compile_step(step, donate=True, backend="eager")(state, torch.tensor(1.0))
+        assert new.older.item() == 2.0
+        assert given[0] is True
+
+
+def test_what_cannot_have_attributes_cannot_be_declared_as_donating():
+    with pytest.raises(TypeError, match="`step` must be a function or an object that can have attributes; got a buil"):
+        donating(len)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [(torch.Tensor.double, r"torch\.float64 \[2\]"), (lambda old: old[:, None] + old, r"torch\.float32 \[2, 2\]")],
+)
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+def test_a_donated_step_that_changes_a_dtype_or_shape_is_an_error(backend, change, found):
+    torch._dynamo.reset()
+    state = Pair(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    step = ftrain.compile_step(
+        lambda state, batch: (Pair(state.older + 1.0, change(state.newer)), batch), donate=True, backend=backend
+    )
+    with pytest.raises(ValueError, match=rf"the step changed \.newer from torch\.float32 \[2\] to {found}"):
+        step(state, torch.tensor(1.0))
+    assert state.older.tolist() == [1.0, 2.0]  # still valid, and unchanged
+
+
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_a_mode_that_overwrites_older_states_is_rejected(mode):
     with pytest.raises(

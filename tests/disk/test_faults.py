@@ -227,9 +227,7 @@ def test_an_overridden_batch_size_resumes_within_an_epoch(tmp_path):
 def test_a_folder_that_this_process_has_locked_is_refused(tmp_path):
     with run_folder.lock(tmp_path / "run"), pytest.raises(BusyError) as caught, run_folder.lock(tmp_path / "run"):
         pass
-    assert str(caught.value) == (
-        f"{tmp_path}/run is locked by another run in this process; finish or close it first"
-    )
+    assert str(caught.value) == (f"{tmp_path}/run is locked by another run in this process; finish or close it first")
     assert not (tmp_path / "run").exists()
     with run_folder.lock(tmp_path / "run"):
         pass
