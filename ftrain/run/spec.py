@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Interval:
-    """How often to save a checkpoint within an epoch: every `steps` steps, or every `minutes` minutes; never if both are 0."""
+    """How often to save a checkpoint within an epoch: every `steps` steps or `minutes` minutes; never if both are 0."""
 
     steps: int = 0
     minutes: int = 0

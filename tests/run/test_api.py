@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from signal_runs import make_images
 from typer.testing import CliRunner
 
 import ftrain
-from ftrain.errors import DataError, SettingsError
+from ftrain.errors import BusyError, DataError, SettingsError
 from ftrain.run.events import EpochEnded, Opened, Started, StepTaken, Stopped
 
 MODEL = "shufflenet_v2_x0_5"
@@ -119,6 +120,9 @@ def test_evaluate_takes_folders_and_arrays(run, data):
     assert whole.confusion.sum() == 5
     for folder in (data, data / "val"):
         assert run.evaluate(folder).metrics == whole.metrics
+    spec = run.spec
+    assert run.evaluate(workers=2).metrics == whole.metrics
+    assert run.spec is spec
     pixels, labels = arrays(6)
     found = run.evaluate((pixels, labels))
     assert found.metrics["count"] == 6
@@ -198,6 +202,22 @@ def _resized(pixels):
     return torch.nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
 
 
+def test_a_run_on_arrays_is_evaluated_on_them(own):
+    run, network = own
+    found = run.evaluate()
+    assert found.metrics["count"] == 8
+    best = int(np.nanargmax(run.metrics["val_accuracy"]))
+    assert found.metrics["loss"] == pytest.approx(run.metrics["val_loss"][best], rel=1e-5)
+    opened = ftrain.open_run(run.folder, model=network)
+    with pytest.raises(SettingsError, match="were passed from Python, .*; pass images as `data`"):
+        opened.evaluate()
+    without_loss = opened.evaluate(pair()[1])
+    assert "loss" not in without_loss.metrics, "the run's own loss was not passed, and another is not its loss"
+    assert without_loss.metrics["accuracy"] == found.metrics["accuracy"]
+    with pytest.raises(SettingsError, match=r"the source of `loss` has changed \(confidence\)"):
+        ftrain.open_run(run.folder, model=network, loss=confidence)
+
+
 def test_augmentation_of_ones_own_changes_the_training(own, tmp_path):
     run, network = own
     parts = {"loss": squared, "metrics": {"confidence": confidence}}
@@ -250,20 +270,117 @@ def test_the_command_takes_a_network_from_a_file(data, tmp_path):
     command = ["fit", f"--model={tmp_path / 'net.py'}:make_network", f"--data={data}", *flags]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert int(ftrain.open_run(tmp_path / "run").state().step) == 3
-    exported = CliRunner().invoke(app, ["export", str(tmp_path / "run"), f"--out={tmp_path / 'net.safetensors'}"])
+    reference = f"{tmp_path / 'net.py'}:make_network"
+    assert int(ftrain.open_run(tmp_path / "run", model=reference).state().step) == 3
+    exported = CliRunner().invoke(
+        app, ["export", str(tmp_path / "run"), f"--model={reference}", f"--out={tmp_path / 'net.safetensors'}"]
+    )
     assert exported.exit_code == 0, exported.output
+    for command in (["evaluate"], ["predict", "x.png"], ["export"], ["replay", "--step=1"], ["fit", "--resume"]):
+        name, *more = command
+        arguments = (
+            [name, f"{more.pop()}={tmp_path / 'run'}"] if name == "fit" else [name, str(tmp_path / "run"), *more]
+        )
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2, result.output
+        assert f"pass it again if you trust it: --model {reference}" in result.output
 
     (tmp_path / "net.py").write_text(FILE + "# changed\n")
-    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}"])
+    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", f"--model={reference}"])
     assert result.exit_code == 2
-    assert f"the source of --model has changed ({tmp_path / 'net.py'}:make_network)" in result.output
-    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", "--override"])
+    assert f"the source of --model has changed ({reference})" in result.output
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), f"--model={reference}"])
+    assert result.exit_code == 2
+    result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", f"--model={reference}", "--override"])
     assert result.exit_code == 0, result.output
 
     result = CliRunner().invoke(app, ["fit", f"--model={tmp_path / 'net.py'}:make_netwrok", f"--data={data}"])
     assert result.exit_code == 2
     assert "make_network" in result.output
+
+
+def test_a_runs_folder_runs_no_code(data, tmp_path):
+    """Whatever config.json names as the network."""
+    (tmp_path / "net.py").write_text(FILE)
+    ftrain.fit(model=f"{tmp_path / 'net.py'}:make_network", data=data, out=tmp_path / "run", progress=False, **OPTIONS)
+    (tmp_path / "net.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w')\n{FILE}")
+    with pytest.raises(SettingsError, match="Opening the run would run that file"):
+        ftrain.open_run(tmp_path / "run")
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_file_whose_code_fails_is_reported(data, tmp_path):
+    (tmp_path / "net.py").write_text("def make_network(num_classes):\n    raise KeyError('no such layer')\n")
+    command = ["fit", f"--model={tmp_path / 'net.py'}:make_network", f"--data={data}", f"--out={tmp_path / 'run'}"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert "make_network failed: KeyError: 'no such layer'" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"model": Net(5)},
+            "`model` must return logits for 2 classes, a tensor of shape [2, 2] for a batch of two examples; got shape "
+            "[2, 5]",
+        ),
+        ({"model": torch.nn.Linear(2, 2)}, "`model` failed on a batch of two examples: RuntimeError: "),
+        (
+            {"loss": torch.nn.functional.cross_entropy},
+            "`loss` must return one value per example, a tensor of shape [2] for a batch of two examples; got shape []",
+        ),
+        ({"metrics": {"f": lambda logits, labels: logits}}, "`f` must return one value per example"),
+        ({"metrics": {"step": confidence}}, "step"),
+        ({"metrics": [confidence]}, "`metrics` must be functions by name"),
+        (
+            {"augment": lambda key, images: images[:, :1]},
+            "`augment` must return images, a tensor of shape [2, 3, 32, 32]",
+        ),
+        ({"weights": "DEFAULT"}, "`weights` are for a network that ftrain builds"),
+        ({"train_dir": "a", "val_dir": "b"}, "give either images as `data`, or `train_dir`; got both"),
+        ({"model": Net}, "got the class Net; call it first, such as Net(num_classes=10)"),
+        ({"model": 42}, "`model` must be a name, FILE.py:FUNCTION or a torch.nn.Module; got int"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_written(parts, message, tmp_path):
+    arguments = {"model": net(), "data": pair(), "out": tmp_path / "run", "epochs": 1, "batch_size": 4, "workers": 0}
+    with pytest.raises(SettingsError) as caught:
+        ftrain.fit(progress=False, **{**arguments, **parts})
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_saves_the_step_and_the_run_resumes_to_the_same_bits(run, data, tmp_path):
+    calls = []
+
+    def interrupt(logits, labels):
+        calls.append(len(calls))
+        if len(calls) == 5:  # the check before the run, which is one call, and the third training step
+            signal.raise_signal(signal.SIGINT)
+        return logits[:, 0]
+
+    options = {"model": MODEL, "data": data, "metrics": {"first": interrupt}, "progress": False, **OPTIONS}
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step \d, and can be resumed"):
+        ftrain.fit(out=tmp_path / "run", **options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = ftrain.fit(model=MODEL, resume=tmp_path / "run", metrics={"first": interrupt}, progress=False)
+    last = Path("checkpoints") / "step_00000006" / "state.safetensors"
+    assert (resumed.folder / last).read_bytes() == (run.folder / last).read_bytes()
+
+
+def test_an_error_in_the_callers_loop_unlocks_the_run(run, data, tmp_path):
+    options = {"model": MODEL, "data": str(data), "out": tmp_path / "run", **OPTIONS}
+    events = ftrain.events(**options)
+    for event in events:
+        if isinstance(event, StepTaken):
+            break
+    with pytest.raises(BusyError, match="another run in this process"):
+        ftrain.fit(progress=False, **{**options, "resume": "auto"})
+    events.close()
+    again = ftrain.fit(progress=False, **{**options, "resume": "auto"})
+    assert again.metrics["step"][-1] == 6
 
 
 @pytest.mark.parametrize(

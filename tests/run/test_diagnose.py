@@ -32,7 +32,7 @@ def test_memory_that_runs_out(error):
     [
         (64, 2, "use `accumulate=4`, which splits the batch into smaller parts, or `batch_size=32`."),
         (7, 1, "use `batch_size=3`."),
-        (1, 1, "use a smaller `image_size` or `model`."),
+        (1, 1, "use a smaller `image_size` or a smaller network."),
     ],
 )
 def test_the_remedy_fits_the_batch(batch_size, accumulate, remedy):

@@ -251,7 +251,9 @@ def test_an_image_that_cannot_be_read_is_left_out_if_so_wished(damaged, tmp_path
 def test_too_many_images_that_cannot_be_read_end_the_run(damaged, tmp_path):
     folder, _ = damaged
     run, spec, images = begin(folder, tmp_path / "run", epochs=1, batch_size=10, cache="none", on_bad_image="skip")
-    with pytest.raises(DataError, match=r"1 of 10 train images cannot be read, more than `bad_image_cap=0\.01` allows"):
+    with pytest.raises(
+        DataError, match=r"1 of 10 training images cannot be read, more than `bad_image_cap=0\.01` allows"
+    ):
         list(fit(run, spec, images))
 
 
