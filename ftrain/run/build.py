@@ -19,7 +19,7 @@ from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized, to_module
-from ftrain.run.custom import Custom
+from ftrain.run.custom import Custom, described, own_module
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, init_state
 from ftrain.steps import Batch, eval_step, predict_step, train_step
@@ -140,26 +140,16 @@ def make_module(
     if custom.module is not None:
         return custom.module, None
     if models.is_own(spec.model):
-        module = _own_module(spec)
+        if spec.weights and not os.path.isfile(spec.weights):
+            raise SettingsError(
+                f"`weights` for your own network must be a file; there is no file {shown(spec.weights)}"
+            )
+        module = own_module(spec.model, classes=len(spec.classes), seed=spec.seed)
     else:
         module = models.build(spec.model, classes=len(spec.classes), image_size=spec.image_size, seed=spec.seed)
     if not (pretrained and spec.weights):
         return module, None
     return module, as_usage(models.load_weights, module, spec.weights, name=spec.model)
-
-
-def _own_module(spec: RunSpec) -> torch.nn.Module:
-    if spec.weights and not os.path.isfile(spec.weights):
-        raise SettingsError(
-            f"`weights` for a network of your own must be a file; there is no file {shown(spec.weights)}"
-        )
-    factory = models.load_factory(spec.model)
-    try:
-        return as_usage(models.build_own, factory, classes=len(spec.classes), seed=spec.seed)
-    except SettingsError:
-        raise
-    except Exception as error:  # of any kind, from a caller's code
-        raise SettingsError(f"{shown(spec.model)} failed: {_described(error)}") from error
 
 
 def make_optimizer(spec: RunSpec) -> optim.Optimizer:
@@ -234,7 +224,7 @@ def _tried(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -
     try:
         return function(*args, **kwargs)
     except Exception as error:  # of any kind, from a caller's code
-        raise SettingsError(f"`{name}` failed on a batch of two examples: {_described(error)}") from error
+        raise SettingsError(f"`{name}` failed on a batch of two examples: {described(error)}") from error
 
 
 def _check_shape(name: str, what: str, value: Any, expected: tuple[int, ...]) -> None:
@@ -243,10 +233,6 @@ def _check_shape(name: str, what: str, value: Any, expected: tuple[int, ...]) ->
         raise SettingsError(
             f"`{name}` must return {what}, a tensor of shape {list(expected)} for a batch of two examples; got {found}"
         )
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {shown(str(error))}"
 
 
 def _schedule(spec: RunSpec) -> schedules.Schedule:

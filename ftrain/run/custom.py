@@ -73,6 +73,26 @@ class Custom:
         return parts
 
 
+def own_module(reference: str, *, classes: int, seed: int) -> torch.nn.Module:
+    """The network that FILE.py:FUNCTION makes, on the CPU.
+
+    Raises:
+      SettingsError: if there is no such function, or it fails.
+    """
+    factory = models.load_factory(reference)
+    try:
+        return as_usage(models.build_own, factory, classes=classes, seed=seed)
+    except SettingsError:
+        raise
+    except Exception as error:  # of any kind, from a caller's code
+        raise SettingsError(f"{shown(reference)} failed: {described(error)}") from error
+
+
+def described(error: Exception) -> str:
+    """An error from a caller's code, in one line."""
+    return f"{type(error).__name__}: {shown(str(error))}"
+
+
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two records, in words."""
     changes = []

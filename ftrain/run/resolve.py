@@ -18,7 +18,7 @@ from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
-from ftrain.run.custom import Custom
+from ftrain.run.custom import Custom, own_module
 from ftrain.run.locate import located, open_sources
 from ftrain.run.settings import Settings
 from ftrain.run.spec import RunSpec
@@ -203,8 +203,7 @@ def _convolutions(model: str, custom: Custom, classes: int, seed: int) -> models
     if custom.module is not None:
         return models.convolutions_of(custom.module)
     if models.is_own(model):
-        factory = models.load_factory(model)
-        return models.convolutions_of(as_usage(models.build_own, factory, classes=classes, seed=seed))
+        return models.convolutions_of(own_module(model, classes=classes, seed=seed))
     return models.convolutions(model)
 
 
