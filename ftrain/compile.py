@@ -12,6 +12,8 @@ from ftrain.state import check_valid, invalidate
 from ftrain.steps import train_step
 from ftrain.torch_private import pytree
 
+__all__ = ["compile_step", "donating"]
+
 Result = TypeVar("Result")
 AnyStep = TypeVar("AnyStep", bound=Callable[..., Any])
 

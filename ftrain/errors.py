@@ -5,6 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+__all__ = [
+    "BusyError",
+    "CheckpointError",
+    "DataError",
+    "ExportError",
+    "FtrainError",
+    "Interrupted",
+    "SettingsError",
+    "TrainingError",
+    "WorkerError",
+]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+__all__ = ["Loss", "binary_cross_entropy", "cross_entropy", "mean_squared_error"]
+
 Loss = Callable[[Float[Tensor, "B C"], Tensor], Float[Tensor, "B"]]
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ftrain.pytree import frozen
 
+__all__ = ["RESERVED_NAMES", "Metric", "Metrics", "check_names", "class_scores", "measure"]
+
 Metric = Callable[[Float[Tensor, "B C"], Tensor], Tensor]
 
 _OF_METRICS = ["accuracy", "correct", "count", "grad_norm", "loss", "lr", "nonfinite", "steps", "top5"]

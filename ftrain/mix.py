@@ -14,6 +14,8 @@ from torch import Tensor
 
 import ftrain.random
 
+__all__ = ["Mix", "cutmix", "either", "mixup"]
+
 
 @runtime_checkable
 class Mix(Protocol):

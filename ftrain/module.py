@@ -17,6 +17,8 @@ from ftrain.draws import keyed_draws
 from ftrain.torch_private import BatchNorm, check_batch_norm_input
 from ftrain.tracing import tracing, transformed
 
+__all__ = ["Apply", "Functional", "Tensors", "functionalize", "normalized", "to_module"]
+
 Tensors = dict[str, Tensor]
 
 

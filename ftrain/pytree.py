@@ -9,6 +9,8 @@ import attrs
 
 from ftrain.torch_private import pytree
 
+__all__ = ["frozen"]
+
 T = TypeVar("T")
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ftrain.tracing import tracing
 
+__all__ = ["bernoulli", "beta", "bits", "fold_in", "key", "normal", "permutation", "randint", "split", "uniform"]
+
 Words = TypeVar("Words", int, Tensor)
 _WORD = 0xFFFFFFFF
 _CANDIDATES = 8

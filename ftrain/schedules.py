@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+__all__ = ["Schedule", "constant", "step_decay", "warmup_cosine", "warmup_linear"]
+
 Schedule = Callable[[Int[Tensor, ""]], Float[Tensor, ""]]
 
 

@@ -17,6 +17,8 @@ from ftrain.optim.base import select
 from ftrain.pytree import frozen
 from ftrain.torch_private import pytree
 
+__all__ = ["DonatedError", "TrainState", "averaged", "init_state"]
+
 
 @frozen
 class TrainState:

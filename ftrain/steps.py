@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 import ftrain.random
-from ftrain.arguments import check_apply, unpacked
+from ftrain.checks import check_apply, unpack_batch
 from ftrain.losses import Loss, cross_entropy
 from ftrain.metrics import Metric, Metrics, measure
 from ftrain.mix import Mix
@@ -19,6 +19,8 @@ from ftrain.optim import Optimizer, apply_update, global_norm
 from ftrain.state import TrainState, commit
 from ftrain.torch_private import pytree
 from ftrain.tracing import first_derivative_only, tracing
+
+__all__ = ["Augment", "Batch", "eval_step", "predict_step", "train_step"]
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Augment = Callable[[Int64[Tensor, "2"], Float[Tensor, "B C H W"]], Tensor]
@@ -98,7 +100,7 @@ def train_step(
     """
     check_apply(apply)
     _check_options(state, precision, ema_decay)
-    inputs, labels, weights = unpacked(batch)
+    inputs, labels, weights = unpack_batch(batch)
     if accumulate < 1 or len(weights) % accumulate:
         raise ValueError(
             f"`accumulate` must be a positive divisor of the batch size, which is {len(weights)}; got {accumulate}"
@@ -137,7 +139,7 @@ def eval_step(
     >>> sorted(eval_step(state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), apply=apply).compute())
     ['accuracy', 'count', 'loss', 'nonfinite']
     """
-    inputs, labels, weights = unpacked(batch)
+    inputs, labels, weights = unpack_batch(batch)
     logits = predict_step(state, inputs, apply=apply, precision=precision)
     return measure(logits, labels, loss(logits, labels), weights, metrics)
 

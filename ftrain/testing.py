@@ -18,6 +18,8 @@ from ftrain.errors import FtrainError
 from ftrain.optim import global_norm
 from ftrain.torch_private import compile_errors, error_on_recompile, pytree, recompile_error
 
+__all__ = ["MEANINGS", "ImpureStepError", "Step", "assert_pure"]
+
 Step = Callable[[Any, Any], Any]
 
 STEPS = 5  # consecutive steps that one compiled graph must serve

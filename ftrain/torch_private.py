@@ -81,8 +81,8 @@ _OVERRIDE_CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch
 def without_override_check(function: Any) -> Any:
     """A copy of a function of torch.nn.functional without the check for `__torch_function__` at its head.
 
-    A TorchFunctionMode is off inside its own handler. Re-entered there, it would receive the same function again, for
-    ever; the copy lets only the calls that the function makes reach the mode. There is no public way to say so
+    A TorchFunctionMode is off inside its own handler. Re-entered there, it would receive the same function again,
+    forever; the copy lets only the calls that the function makes reach the mode. There is no public way to say so
     (`torch.overrides` can only switch the mode off for these calls too), and rewriting the functions would duplicate
     hundreds of lines of torch.
     """

@@ -193,7 +193,7 @@ def test_an_apply_that_is_no_function_is_rejected(step, apply, found):
         (
             lambda images, labels: (images, labels[:3]),
             ValueError,
-            r"must be equally many; got inputs of shape \[4, 3, 8, 8\] and labels of shape \[3\]",
+            r"must have the same length; got inputs of shape \[4, 3, 8, 8\] and labels of shape \[3\]",
         ),
         (
             lambda images, labels: (images, labels, torch.ones(3)),

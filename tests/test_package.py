@@ -2,9 +2,12 @@
 
 import importlib
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import ftrain
 
@@ -29,6 +32,42 @@ def test_every_public_name_is_there():
     missing = [name for name in ftrain.__all__ if getattr(ftrain, name, None) is None]
     assert missing == []
     assert set(ftrain.__all__) <= set(dir(ftrain))
+
+
+PUBLIC_MODULES = [
+    "compile",
+    "errors",
+    "losses",
+    "metrics",
+    "mix",
+    "models",
+    "module",
+    "optim",
+    "pytree",
+    "random",
+    "schedules",
+    "state",
+    "steps",
+    "testing",
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_a_public_module_lists_its_names_and_shows_an_example_of_each_function(name):
+    module = importlib.import_module(f"ftrain.{name}")
+    public = {each: getattr(module, each) for each in module.__all__}
+    functions = {each: value for each, value in public.items() if inspect.isfunction(value)}
+    assert [each for each, function in functions.items() if ">>> " not in (function.__doc__ or "")] == []
+    assert [each for each in ftrain._NAMES_IN.get(name, []) if each not in public] == []
+
+
+def test_every_error_of_ftrain_is_an_ftrain_error():
+    errors = [ftrain.DonatedError, ftrain.testing.ImpureStepError]
+    errors += [getattr(ftrain.errors, name) for name in ftrain.errors.__all__ if name != "Interrupted"]
+    assert [error for error in errors if not issubclass(error, ftrain.FtrainError)] == []
+    assert issubclass(ftrain.DonatedError, RuntimeError)
+    assert issubclass(ftrain.testing.ImpureStepError, AssertionError)
+    assert issubclass(ftrain.errors.SettingsError, ValueError)
 
 
 def test_the_names_for_type_checkers_are_the_names_at_run_time():

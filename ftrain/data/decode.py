@@ -33,6 +33,7 @@ from ftrain.errors import DataError
 from ftrain.text import shown
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMAT_NAMES = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -241,7 +242,7 @@ def _as_data_error(path: str | os.PathLike[str]) -> Generator[None]:
         raise DataError(_unreadable(path, _too_large("more pixels than"))) from error
     except UnidentifiedImageError as error:
         empty = os.path.getsize(path) == 0
-        cause = "the file is empty" if empty else f"it is none of {', '.join(_FORMATS)}, or is truncated"
+        cause = "the file is empty" if empty else f"it is not a {_FORMAT_NAMES} file, or it is truncated"
         raise DataError(_unreadable(path, cause)) from error
     except Exception as error:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__

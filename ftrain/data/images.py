@@ -72,14 +72,14 @@ class Images:
 
     @property
     def train_cache_format(self) -> CacheFormat:
-        """What a cache holds of a training image: enough pixels for the smallest crop."""
+        """What a cache stores for a training image: enough pixels for the smallest crop."""
         if self.augmentation.crop_scale == 1.0:
             return CacheFormat(self.image_size, 1.0)
         return CacheFormat(round(self.image_size / self.augmentation.crop_scale**0.5), None)
 
     @property
     def val_cache_format(self) -> CacheFormat:
-        """What a cache holds of a validation image: exactly what evaluation uses."""
+        """What a cache stores for a validation image: exactly what evaluation uses."""
         return CacheFormat(self.image_size, self.augmentation.centre_fraction)
 
     def train_jobs(self, epoch: int, *, skip: int = 0) -> list[Job]:

@@ -66,7 +66,7 @@ def rand_augment(pixels: Pixels, draws: Draws, *, fill: Colour, ops: int = 2, ma
     image = _to_image(pixels)
     for choice, sign in draws.reshape(ops, 2):
         name = OPERATIONS[int(choice * len(OPERATIONS))]
-        level = _levels(name, pixels.shape[-1], wide=False)[magnitude]
+        level = _levels(name, pixels.shape[-1], trivial=False)[magnitude]
         image = operate(image, name, _signed(name, level, sign), fill=fill)
     return _to_pixels(image)
 
@@ -81,7 +81,7 @@ def trivial_augment_wide(pixels: Pixels, draws: Draws, *, fill: Colour) -> Pixel
     """
     choice, magnitude, sign = draws
     name = OPERATIONS[int(choice * len(OPERATIONS))]
-    level = _levels(name, pixels.shape[-1], wide=True)[int(magnitude * BINS)]
+    level = _levels(name, pixels.shape[-1], trivial=True)[int(magnitude * BINS)]
     return _to_pixels(operate(_to_image(pixels), name, _signed(name, level, sign), fill=fill))
 
 
@@ -183,23 +183,23 @@ def operate(image: Image.Image, name: str, level: float, *, fill: Colour) -> Ima
 
 
 @functools.lru_cache(maxsize=256)
-def _levels(name: str, size: int, *, wide: bool) -> tuple[float, ...]:
-    """The level of each magnitude of an operation on images of `size` x `size` pixels, in RandAugment or, if `wide`, in
-    TrivialAugmentWide."""
+def _levels(name: str, size: int, *, trivial: bool) -> tuple[float, ...]:
+    """The level of each magnitude of an operation on images of `size` x `size` pixels, in TrivialAugmentWide if
+    `trivial`, else in RandAugment."""
     if name == "Posterize":
-        cut = 6 if wide else 4
+        cut = 6 if trivial else 4
         return tuple(float(8 - round(bin * cut / (BINS - 1))) for bin in range(BINS))
     # float32 as in torchvision, because some of these are compared with integers.
     if name == "Solarize":
         return tuple(torch.linspace(1.0, 0.0, BINS).tolist())
     if name.startswith("Shear"):
-        most = 0.99 if wide else 0.3
+        most = 0.99 if trivial else 0.3
     elif name.startswith("Translate"):
-        most = 32.0 if wide else 150.0 / 331.0 * size
+        most = 32.0 if trivial else 150.0 / 331.0 * size
     elif name == "Rotate":
-        most = 135.0 if wide else 30.0
+        most = 135.0 if trivial else 30.0
     elif name in _SIGNED:
-        most = 0.99 if wide else 0.9
+        most = 0.99 if trivial else 0.9
     else:
         most = 0.0
     return tuple(torch.linspace(0.0, most, BINS).tolist())

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, TypeVar
 import attrs
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ftrain.disk import durable, manifest, tensorfile
 from ftrain.disk.manifest import MANIFEST, TENSORS, DamagedError
@@ -25,6 +24,7 @@ from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import CheckpointError
 from ftrain.state import TrainState, keeping_averages
 from ftrain.text import shown
+from ftrain.torch_private import pytree
 
 CHUNK = 2**22  # bytes that are read and hashed at a time
 EMA = "ema/"

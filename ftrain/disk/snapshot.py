@@ -7,9 +7,9 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ftrain.state import TrainState
+from ftrain.torch_private import pytree
 
 
 @attrs.frozen(eq=False)

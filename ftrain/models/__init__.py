@@ -2,6 +2,7 @@
 
 from ftrain.models.catalogue import canonical, check_size, fits, names, smallest_size
 from ftrain.models.construct import build
+from ftrain.models.hashing import function_hash
 from ftrain.models.own import absolute, build_own, is_own, load_factory, source_hash
 from ftrain.models.structure import Convolutions, convolutions, convolutions_of, parameter_count
 from ftrain.models.weights import WeightsReport, load_weights
@@ -17,6 +18,7 @@ __all__ = [
     "convolutions",
     "convolutions_of",
     "fits",
+    "function_hash",
     "is_own",
     "load_factory",
     "load_weights",

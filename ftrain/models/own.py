@@ -11,15 +11,13 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ftrain.errors import SettingsError
 from ftrain.models.construct import seeded
+from ftrain.models.hashing import module_hash
 from ftrain.text import shown
-
-_LIBRARIES = frozenset(("builtins", "torch", "torchvision", "timm"))
 
 Factory = Callable[..., torch.nn.Module]
 
@@ -139,15 +137,10 @@ def source_hash(network: torch.nn.Module | str | os.PathLike[str]) -> str:
     >>> source_hash(torch.nn.Linear(2, 3)) == source_hash(torch.nn.Linear(2, 4))
     False
     """
-    if not isinstance(network, torch.nn.Module):
-        text = os.fspath(network)
-        return hashlib.sha256(_read(text if os.path.isfile(text) else _split(text)[0])).hexdigest()
-    digest = hashlib.sha256(repr(network).encode())
-    classes = {base for layer in network.modules() for base in type(layer).__mro__ if not _from_library(base)}
-    sources = sorted((cls.__qualname__.encode(), _source(cls)) for cls in classes)
-    for part in (each for pair in sources for each in pair):
-        digest.update(b"\0%d\0%s" % (len(part), part))
-    return digest.hexdigest()
+    if isinstance(network, torch.nn.Module):
+        return module_hash(network)
+    text = os.fspath(network)
+    return hashlib.sha256(_read(text if os.path.isfile(text) else _split(text)[0])).hexdigest()
 
 
 def _split(reference: str) -> tuple[str, str]:
@@ -196,32 +189,3 @@ def _run(path: str) -> types.ModuleType:
 def _nearest(name: str, others: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, others, n=3)
     return f"; the closest names are {', '.join(map(shown, near))}" if near else ""
-
-
-def _from_library(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in _LIBRARIES
-
-
-def _source(cls: type) -> bytes:
-    try:
-        return inspect.getsource(cls).encode()
-    except (OSError, TypeError):  # TypeError: a class whose module has no file
-        functions = {name: _function(value) for name, value in vars(cls).items()}
-        return repr([(name, _bytecode(f.__code__)) for name, f in sorted(functions.items()) if f]).encode()
-
-
-def _function(attribute: Any) -> types.FunctionType | None:
-    """The function behind a method, a static or class method, or a property."""
-    function = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
-    return function if isinstance(function, types.FunctionType) else None
-
-
-def _bytecode(code: types.CodeType) -> tuple[Any, ...]:
-    """What a function does, without line numbers and file names."""
-
-    def stable(constant: Any) -> Any:
-        if isinstance(constant, types.CodeType):
-            return _bytecode(constant)
-        return sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
-
-    return code.co_code, code.co_names, code.co_varnames, [stable(each) for each in code.co_consts]

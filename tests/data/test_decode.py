@@ -353,13 +353,13 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 def test_a_text_file_named_jpg(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("not found\n" * 50)
-    assert reason(tmp_path / "x.jpg") == "it is none of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, or is truncated"
+    assert reason(tmp_path / "x.jpg") == "it is not a JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM file, or it is truncated"
 
 
 def test_a_format_that_runs_programs_is_not_opened(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")
     (tmp_path / "x.eps").rename(tmp_path / "x.jpg")
-    assert reason(tmp_path / "x.jpg").startswith("it is none of ")
+    assert reason(tmp_path / "x.jpg").startswith("it is not a ")
 
 
 def test_the_content_and_not_the_suffix_decides_the_format(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A cache of decoded images: the uint8 pixels of a whole source, in shared memory or in a file that all workers map.
 
-What it holds of an image follows from what training needs (`CacheFormat`). If every epoch shows the same square, the
-cache holds that square, with exactly the pixels that decoding the file again would give. If each epoch crops the image
-anew, the cache holds the whole image at a reduced size. Crops are scaled from those pixels, and so differ slightly from
-crops of the file.
+What it stores for an image follows from what training needs (`CacheFormat`). If every epoch shows the same square, the
+cache stores that square, with exactly the pixels that decoding the file again would give. If each epoch crops the image
+anew, the cache stores the whole image at a reduced size. Crops are scaled from those pixels, and so differ slightly
+from crops of the file.
 """
 
 from ftrain.data.cache.build import Caching, build_cache

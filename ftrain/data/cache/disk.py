@@ -36,7 +36,7 @@ PIXELS, PLACES, ABOUT = "pixels.bin", "places.npy", "store.json"
 
 def cache_folder(source: Source, form: CacheFormat) -> Path:
     """Where the cache of a source is: in the user's cache folder, under a name that depends on the images' names, sizes
-    and times, on what the cache holds of them, and on the versions of Pillow and torch.
+    and times, on what the cache stores for them, and on the versions of Pillow and torch.
 
     >>> from ftrain.data import from_arrays
     >>> folder = cache_folder(from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1]), CacheFormat(4, 1.0))

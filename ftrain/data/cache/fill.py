@@ -61,7 +61,7 @@ class _Writer(Dataset[Any]):
 
 
 def cached_pixels(image: Image.Image, form: CacheFormat, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """What a cache holds of an image: uint8 [height, width, 3]."""
+    """What a cache stores for an image: uint8 [height, width, 3]."""
     if form.fraction is None:
         rows, columns = oriented_size(image)
         pixels = crop(image, (0, 0, columns, rows), min(height, width))

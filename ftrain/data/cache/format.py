@@ -1,4 +1,4 @@
-"""What a cache holds of each image."""
+"""What a cache stores for each image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class CacheFormat(NamedTuple):
-    """What a cache holds of each image: the square at its centre, or all of it.
+    """What a cache stores for each image: the square at its centre, or all of it.
 
     Attributes:
       side: in pixels: of the square, or of the shorter side of the whole image, which is never enlarged.

@@ -58,7 +58,7 @@ class ImageCache:
         return height, width
 
     def whole(self, position: int) -> Tensor:
-        """All that the cache holds of an image, uint8 [3, height, width], channels last in memory.
+        """All that the cache stores for an image, uint8 [3, height, width], channels last in memory.
 
         Raises:
           DataError: if it could not be read when the cache was built.

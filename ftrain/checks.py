@@ -24,7 +24,7 @@ def check_apply(apply: Any) -> None:
     raise TypeError(f"`apply` must be the function that ftrain.functionalize returns; got {found}. {advice}")
 
 
-def unpacked(batch: Any) -> tuple[Any, Tensor, Tensor]:
+def unpack_batch(batch: Any) -> tuple[Any, Tensor, Tensor]:
     """The inputs, labels and weights of a batch; the weights are 1 if the batch has none.
 
     Raises:
@@ -43,7 +43,7 @@ def unpacked(batch: Any) -> tuple[Any, Tensor, Tensor]:
         raise TypeError(f"the labels of `batch` must be a tensor [B] or [B, C]; got {found}")
     if isinstance(inputs, Tensor) and inputs.shape[:1] != labels.shape[:1]:
         raise ValueError(
-            f"the inputs and labels of `batch` must be equally many; got inputs of shape {list(inputs.shape)} and "
+            f"the inputs and labels of `batch` must have the same length; got inputs of shape {list(inputs.shape)} and "
             f"labels of shape {list(labels.shape)}"
         )
     weights = rest[0] if rest else torch.ones(labels.shape[:1], device=labels.device)
