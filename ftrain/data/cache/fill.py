@@ -54,6 +54,7 @@ class _Writer(Dataset[Any]):
         if self.cache.memory is not None:
             self.cache.memory[first : first + pixels.size].copy_(torch.from_numpy(pixels.reshape(-1)))
         else:
+            assert self.cache.path is not None
             with naming(self.cache.path), open(self.cache.path, "rb+") as file:
                 file.seek(first)
                 file.write(pixels.tobytes())
