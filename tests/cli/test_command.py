@@ -493,8 +493,9 @@ def test_the_exit_codes_of_folders_that_cannot_be_written(data, tmp_path, monkey
 def test_a_closed_pipe_ends_the_command_silently():
     code = "from ftrain_cli.main import app; app(prog_name='ftrain')"
     command = [sys.executable, "-c", code, "models"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert process.returncode == 141
-    assert errors.strip() == "loading torchvision ..."
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr.strip() == "loading torchvision ..."

@@ -1,5 +1,7 @@
-"""Whatever happens to a run, the same command resumes from its last intact checkpoint and ends with the same bits."""
+"""Faults: after signals, kills, power loss, damage and full disks, a run resumes from its last intact checkpoint and
+ends with the same bits."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -11,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import attrs
@@ -62,65 +63,93 @@ def test_a_run_that_is_signalled_stops_between_steps_and_resumes(tmp_path, capsy
     assert done.returncode == 0
 
 
-SIGNALLED = """
-import os, sys, time
+TRAIN = """
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from ftrain_cli import signals
-from tiny_runs import images, spec, tiny_network
-from ftrain.disk import checkpoint
-from ftrain.run import folder as run_folder, provenance
-from ftrain.run.events import Started, StepTaken
-from ftrain.run.fit import fit
 import attrs
+from ftrain_cli import signals
+from ftrain.run import folder as run_folder, provenance
+from ftrain.run.events import StepTaken
+from ftrain.run.fit import fit
+from tiny_runs import images, spec, tiny_network
 
-what, folder = sys.argv[2], Path(sys.argv[3])
+folder = Path(sys.argv[2])
 
-class Slow:
+def events(stop, batches, **settings):
+    with tiny_network(), run_folder.lock(folder):
+        stop.waits = True
+        yield from fit(provenance.new_run(spec(**settings), images(), folder, []), spec(**settings), batches, stop=stop)
+"""
+HANGING_WORKER = (
+    TRAIN
+    + """
+main_lives, writer = os.pipe()
+
+class Hanging:
     def __init__(self, source): self.source = source
     def __getattr__(self, name): return getattr(self.source, name)
     def __len__(self): return len(self.source)
-    def open(self, position): time.sleep(600)
+    def open(self, position):
+        os.write(1, b".")
+        os.close(writer)
+        os.read(main_lives, 1)  # returns when the main process has ended
+        os._exit(1)
 
-batches, options = images(), {}
-if what == "workers that hang":
-    batches, options = attrs.evolve(batches, train=Slow(batches.train)), {"workers": 1}
-with signals.watched() as stop, tiny_network(), run_folder.lock(folder):
-    stop.waits = True
-    run = provenance.new_run(spec(**options), images(), folder, [])
-    for event in fit(run, spec(**options), batches, stop=stop):
-        if isinstance(event, Started if options else StepTaken):
-            os.write(1, b".")
-            time.sleep(0 if options else 0.5)
+batches = attrs.evolve(images(), train=Hanging(images().train))
+with signals.watched() as stop:
+    for event in events(stop, batches, workers=1):
+        pass
 sys.exit(stop.code)
 """
+)
+SIGNALLED_AT_A_STEP = (
+    TRAIN
+    + """
+arrived, wakeup = os.pipe()  # of the numbers of the signals that have arrived
+os.set_blocking(wakeup, False)
+signal.set_wakeup_fd(wakeup)
+with signals.watched() as stop:
+    for event in events(stop, images()):
+        if event == StepTaken(1, 1):
+            os.write(1, b".")
+            while os.read(arrived, 1) != bytes([signal.SIGTERM]):
+                pass
+sys.exit(stop.code)
+"""
+)
 
 
-def signalled(what, folder, count, **options):
-    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parents[1]), what, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
-        assert process.stdout.read(1) == b"."
-        if process.stderr:
-            process.stderr.close()
-        for _ in range(count):
-            time.sleep(1.0)
-            process.send_signal(signal.SIGTERM)
+@contextlib.contextmanager
+def running(code, folder):
+    """A process that runs `code` and has written its first byte."""
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
-            process.wait(timeout=900)
+            assert process.stdout.read(1) == b".", process.stderr.read().decode()
+            yield process
         finally:
             process.kill()
-    return process.returncode
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
-    assert signalled("workers that hang", tmp_path / "run", 2) == 143
+    with running(HANGING_WORKER, tmp_path / "run") as process:
+        process.send_signal(signal.SIGTERM)
+        # Only once the first has been handled: two that are pending become one.
+        assert any(b"stopping after this step" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=900) == 143
     with run_folder.lock(tmp_path / "run"):
         pass
 
 
 def test_a_signal_saves_even_if_nobody_reads_the_output(tmp_path):
-    assert signalled("steps", tmp_path / "run", 1, stderr=subprocess.PIPE) == 143
-    assert len(checkpoint.find(tmp_path / "run" / "checkpoints")) > 0
+    with running(SIGNALLED_AT_A_STEP, tmp_path / "run") as process:
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=900) == 143
+    assert [path.name for path in checkpoint.find(tmp_path / "run" / "checkpoints")] == ["step_00000001"]
 
 
 def test_a_save_that_fails_during_a_stop_is_an_error(tmp_path, monkeypatch):
@@ -234,21 +263,22 @@ def test_a_folder_that_this_process_has_locked_is_refused(tmp_path):
 
 
 HOLD = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 from ftrain.run import folder as run_folder
 with run_folder.lock(Path(sys.argv[1])):
     worker = os.fork()
     if worker:
         print(worker, flush=True)
-    time.sleep(600)
+    sys.stdin.read()  # until the test ends
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_lock_is_free_when_its_holder_is_killed_even_if_its_workers_live(tmp_path):
     folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE) as process:
+    command, pipe = [sys.executable, "-c", HOLD, str(folder)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
         worker = int(process.stdout.readline())
         with pytest.raises(BusyError) as caught, run_folder.lock(folder):
             pass
@@ -257,10 +287,9 @@ def test_a_lock_is_free_when_its_holder_is_killed_even_if_its_workers_live(tmp_p
         assert re.fullmatch(holder + rest, str(caught.value))
         process.kill()
         process.wait()
-        os.kill(worker, 0)  # it lives
+        os.kill(worker, 0)  # still alive
         with run_folder.lock(folder):
             pass
-        os.kill(worker, signal.SIGKILL)
 
 
 def test_a_lock_file_that_its_holder_removes_meanwhile_is_not_locked(tmp_path, monkeypatch):
