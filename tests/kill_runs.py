@@ -1,5 +1,5 @@
-"""Kills runs with SIGKILL wherever they write, resumes each, and compares the result. A script, so that it can fork:
-`python tests/kill_runs.py FOLDER [SEED]`."""
+"""Kills runs with SIGKILL wherever they write, resumes them, and compares the results with that of an undisturbed run.
+A script, so that it can fork: `python tests/kill_runs.py FOLDER [SEED]`."""
 
 import contextlib
 import functools
@@ -147,9 +147,10 @@ def main(root, seed):
         if isinstance(place, tuple):
             if not was_killed(in_child(disturbed)):
                 missed.append(place)
-        else:  # a moment, with saving in the background as it is
+        else:
+            # A random moment, with saving in the background. What is checked holds at any moment, even after the end.
             in_child(lambda folder=folder: train(folder), signalled_after=draw.uniform(0, seconds))
-        if number % 4 == 0:  # killed once more, somewhere on the way
+        if number % 4 == 0:  # killed once more, unless the run ends before
             in_child(functools.partial(disturbed, place=(draw.randrange(len(calls)), "before")))
         start_time = time.monotonic()
         ended = in_child(lambda folder=folder: train(folder))

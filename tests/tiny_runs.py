@@ -1,5 +1,5 @@
-"""Runs that take a moment: two epochs of four steps over images of 8 px, on a network with everything that a state can
-hold. They are saved every second step and at the end of every epoch."""
+"""Short runs: two epochs of four steps over images of 8 px, with a network that has everything a state can contain.
+A checkpoint is saved every second step and at the end of every epoch."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def network(name, *, classes, image_size, seed):
 
 @contextlib.contextmanager
 def tiny_network():
-    """In place of torchvision's models."""
+    """Replaces torchvision's models with `network`."""
     build, models.build = models.build, network
     try:
         yield
@@ -95,13 +95,13 @@ def start_or_resume(folder, **changes):
 
 
 def train(folder, **changes):
-    """Starts a run or resumes it, up to its end: all its events."""
+    """Starts or resumes a run, trains it to its end, and returns all its events."""
     with tiny_network(), run_folder.lock(folder):
         return list(fit(*start_or_resume(folder, **changes)))
 
 
 def result(folder):
-    """What a run came to, in 64 letters: every bit of its last state, and every line of its metrics but for times."""
+    """The SHA-256 of the result of a run: its last state to the bit, and the lines of its metrics without times."""
     digest = hashlib.sha256()
     last = checkpoint.find(folder / "checkpoints")[-1]
     digest.update(last.name.encode())

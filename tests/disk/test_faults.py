@@ -139,6 +139,7 @@ def test_a_second_signal_does_not_wait_for_workers_that_hang(tmp_path):
         # Only once the first has been handled: two that are pending become one.
         assert any(b"stopping after this step" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
+        assert b"stopped immediately" in process.stderr.read()
         assert process.wait(timeout=900) == 143
     with run_folder.lock(tmp_path / "run"):
         pass
@@ -270,7 +271,8 @@ with run_folder.lock(Path(sys.argv[1])):
     worker = os.fork()
     if worker:
         print(worker, flush=True)
-    sys.stdin.read()  # until the test ends
+    sys.stdin.read()  # returns when the test ends
+    os._exit(0)
 """
 
 
