@@ -99,10 +99,11 @@ def killer(call, how):
 
 
 def in_child(work, signalled_after=None, number=signal.SIGKILL):
-    """Does `work` in a forked process, and returns its exit status as os.waitpid does.
+    """Does `work` in a forked process and returns its wait status.
 
     Args:
-      signalled_after: the seconds after which it is sent a signal, if at all.
+      signalled_after: seconds until a signal is sent to it; None for no signal.
+      number: of the signal.
     """
     pid = os.fork()
     if pid == 0:
