@@ -1,7 +1,7 @@
-"""How long training stands still for a checkpoint: for the copy of the state when saving goes on in the background,
-against saving in line. `python benchmarks/checkpoint.py [--models resnet34,vit_b_16] [--rounds 5]`.
+"""How long a checkpoint interrupts training: only for the copy of the state when it is saved in the background, against
+saving in line. `python benchmarks/checkpoint.py [--models resnet34,vit_b_16] [--rounds 5]`.
 
-Each round takes both in turn, on a state with AdamW's moments; medians over the rounds.
+Each round measures both in turn, on a state with AdamW's moments. The results are medians over the rounds.
 """
 
 import argparse
@@ -37,16 +37,16 @@ def main() -> None:
         times: dict[str, list[float]] = {"in line": [], "stall": [], "background": []}
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 checkpoint.save(Path(folder), state, {})
-                times["in line"].append(time.perf_counter() - began)
+                times["in line"].append(time.perf_counter() - start)
             with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 with Saver() as saver:
                     snapshot = Snapshot.of(state, number)
                     saver.start(lambda at=Path(folder), what=snapshot: checkpoint.save(at, what, {}))
-                    times["stall"].append(time.perf_counter() - began)
-                times["background"].append(time.perf_counter() - began)
+                    times["stall"].append(time.perf_counter() - start)
+                times["background"].append(time.perf_counter() - start)
         in_line, stall, background = (1e3 * statistics.median(values) for values in times.values())
         print(
             f"{name:<20} {size / 1e6:>9.1f} {in_line:>9.1f} {stall:>9.1f} {background:>11.1f} {stall / in_line:>16.3f}"

@@ -3,33 +3,36 @@
     python benchmarks/gpu.py [steps|ensemble|loop] [--models resnet50,...] [--batches 256,...] [--trace FILE]
     python benchmarks/gpu.py --smoke --device cpu
 
-Runs from a checkout, with torch, torchvision, attrs and typer, beside lightning, flax and optax where they are there.
-Every way of doing the work has a process of its own. Each round takes the ways in turn, some steps of each after a few
-that do not count, and waits for the device before and after; then a way gives its memory back. A ratio is the median
-over the rounds. A way that fails says why in its row. --smoke tries all of it in small sizes, which measures nothing.
+Runs from a checkout, with torch, torchvision, attrs and typer, and with lightning, flax and optax where installed.
+Each implementation runs in its own process. Each round runs them in turn, some steps of each after a few that do not
+count, and synchronizes the device before and after; then the process releases its memory. A ratio is the median over
+the rounds. The row of an implementation that fails shows the cause. --smoke runs everything in small sizes, which
+measures nothing.
 
-steps: on float32 images in memory, bfloat16 autocast, AdamW; cuDNN chooses its kernels by trial, for all alike.
+steps: on float32 images in memory, bfloat16 autocast, AdamW; cudnn.benchmark is on.
   hand        a hand-written loop: zero_grad, forward, backward, torch.optim.AdamW with its defaults
   timm        the same with torch.compile(model) and fused AdamW, which is what timm's script does
   lightning   the same network under Lightning's Trainer, bf16-mixed
-  flax        the same network in flax.linen with optax.adamw, jitted, its state donated, in jax's layout: resnet34 and
-              resnet50, written out below. convnext_tiny and vit_b_16 have no counterpart in flax here
-  ftrain      compile_step(train_step, donate=True); "kept" is donate=False
-Convolutional networks are tried contiguous and channels_last at the smallest batch, and each of torch's ways goes on in
-what was faster for it. Columns: milliseconds a step; images a second; how many times as fast ftrain is; MFU, which is
-3 x the FLOPs of a forward pass, by the GPU's peak in dense bfloat16; the floor's share of the time, where the floor is
-the bytes that a step must move, by the peak bandwidth; GB allocated at the peak; seconds of the first call, in empty
-caches and in a new process that finds them filled. The bytes are a simple count: the outputs of convolutions, linear
-layers, norms, activations and attention, written and read once in bfloat16; parameters, gradients and both moments,
-written and read once in float32. To reach: 1.15 x timm, and more than 1 x every other.
+  flax        the same network in flax.linen with optax.adamw, jitted, with a donated state, in jax's layout: resnet34
+              and resnet50, defined below; convnext_tiny and vit_b_16 are not implemented in flax here
+  ftrain      compile_step(train_step, donate=True)
+  kept        the same with donate=False
+Convolutional networks are tried contiguous and channels_last at the smallest batch; for larger batches each
+implementation in torch uses the layout that was faster for it. Columns: milliseconds per step; images per second; the
+speedup of ftrain; MFU, which is 3 x the FLOPs of a forward pass divided by the GPU's peak in dense bfloat16; the floor
+as a fraction of the time, where the floor is the bytes that a step must move divided by the peak bandwidth; GB
+allocated at the peak; seconds of the first call, with empty caches and in a new process with filled ones. The bytes are
+a simple count: the outputs of convolutions, linear layers, norms, activations and attention, written and read once in
+bfloat16; parameters, gradients and both moments, written and read once in float32. Targets: 1.15 x timm, and more than
+1 x all others.
 
-ensemble: one compiled step of 8 stacked states, against 8 calls of the compiled step, each with a state of its own;
-networks of three convolutions, 32 px, batch 128 each, float32. To reach: 4 x.
+ensemble: one compiled step of 8 stacked states, against 8 calls of the compiled step, each with its own state; networks
+of three convolutions, 32 px, batch 128 each, float32. Target: 4 x.
 
-loop: `fit` over PNG files decoded into memory, from its second epoch on, from the end of an epoch's first step to that
-of its last, against its own compiled step on one batch. To reach: 0.97 x. Then the first steps of one more epoch under
-torch's profiler: calls by which the loop's thread waits for the device. To reach: 0, but for readings of the metrics,
-which happen twice a second.
+loop: `fit` over PNG files decoded into memory, from its second epoch on, from the end of an epoch's first step to the
+end of its last, against its own compiled step on one batch. Target: 0.97 x. Then the first steps of one more epoch run
+under torch's profiler, which counts the calls in which the loop's thread waits for the device. Target: 0, except to
+read metrics, which happens twice a second.
 """
 
 import argparse
@@ -106,20 +109,20 @@ class Turns:
     def __iter__(self):
         first = None
         for line in sys.stdin:
-            began = time.perf_counter()
+            start = time.perf_counter()
             yield
             self.wait()
-            first = first or time.perf_counter() - began
+            first = first or time.perf_counter() - start
             for _ in range(UNCOUNTED):
                 yield
             self.wait()
             if self.cuda:
                 torch.cuda.reset_peak_memory_stats()
-            began = time.perf_counter()
+            start = time.perf_counter()
             for _ in range(int(line)):
                 yield
             self.wait()
-            self.answer(seconds=(time.perf_counter() - began) / int(line), first=first, peak=self.peak())
+            self.answer(seconds=(time.perf_counter() - start) / int(line), first=first, peak=self.peak())
             if self.cuda:
                 torch.cuda.empty_cache()
 
@@ -294,18 +297,18 @@ def by_fit(options, turns):
     spec, images = resolved(options)
     log.Log.read = torch.profiler.record_function(READING)(log.Log.read)
     profiler = torch.profiler.profile()  # of all that there is
-    seconds, began = [], 0.0
+    seconds, start = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         for event in fit(provenance.new_run(spec, images, Path(folder) / "run", []), spec, images):
             if isinstance(event, Evaluating) and 1 < event.epoch < options.epochs:
                 turns.wait()
-                seconds.append((time.perf_counter() - began) / (images.steps_per_epoch - 1))
+                seconds.append((time.perf_counter() - start) / (images.steps_per_epoch - 1))
             if not isinstance(event, StepTaken):
                 continue
             place = (event.step - 1) % images.steps_per_epoch
             if place == 0:
                 turns.wait()
-                began = time.perf_counter()
+                start = time.perf_counter()
             if event.epoch == options.epochs and place <= options.traced:
                 if place == 0:
                     profiler.start()
@@ -338,9 +341,9 @@ def waits(events):
     kinds = {kind: [event for event in events if event.get("cat") == kind] for kind in {e.get("cat") for e in events}}
     marks = [mark for mark in kinds["user_annotation"] if mark["name"] == STEP]
     reads = [mark for mark in kinds["user_annotation"] if mark["name"] == READING]
-    began, ended = min(mark["ts"] for mark in marks), max(mark["ts"] for mark in marks)
+    start, end = min(mark["ts"] for mark in marks), max(mark["ts"] for mark in marks)
     calls = kinds.get("cuda_runtime", []) + kinds.get("cuda_driver", [])
-    calls = [call for call in calls if call["tid"] == marks[0]["tid"] and began < call["ts"] < ended]
+    calls = [call for call in calls if call["tid"] == marks[0]["tid"] and start < call["ts"] < end]
     # A copy from or to memory that is not page-locked waits, whatever its call is named.
     pageable = {copy["args"]["correlation"] for copy in kinds.get("gpu_memcpy", []) if "Pageable" in copy["name"]}
     waiting = [
@@ -366,13 +369,13 @@ WAYS = {
 }
 COMPARED = ("hand", "timm", "lightning", "flax", "ftrain")
 COMPILED = ("timm", "flax", "ftrain")
-ONE_TURN = ("flax", "fit")  # jax keeps its memory for as long as the process lives; fit comes to an end
+ONE_TURN = ("flax", "fit")  # jax holds its memory until the process ends; fit ends
 
 
 def serve(options):
-    """In a process of its own: as many steps as each line says."""
+    """In its own process: for each line with a number, takes that many steps."""
     turns = Turns(options, os.fdopen(os.dup(1), "w"))
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # so that what libraries print is not read as an answer
     try:
         WAYS[options.way](options, turns)
     except ImportError as error:
@@ -459,7 +462,7 @@ def device_name(device):
     return torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
 
 
-def share(amount, rate, seconds):
+def percentage(amount, rate, seconds):
     return f"{100 * amount / rate / seconds:.0f} %" if rate else "?"
 
 
@@ -475,7 +478,7 @@ def steps_part(options):
 
 
 def steps_rows(options, cache, layouts, counted, **case):
-    """Prints a row for every way, and returns the layout in which each was fastest."""
+    """Prints a row for each implementation, and returns the fastest layout of each."""
     served, cold, failed = {}, {}, {}
     for way in COMPARED:
         found = {}
@@ -504,8 +507,8 @@ def steps_rows(options, cache, layouts, counted, **case):
         faster = f"{times_as_fast(answers['ftrain'], answers[way]):.2f} x" if "ftrain" in answers else "?"
         flops, per_image, per_step = counted
         flop_rate, bandwidth = PEAKS.get(device_name(options.device), (None, None))
-        used = share(3 * flops * case["batch"], flop_rate, seconds)
-        floor = share(per_image * case["batch"] + per_step, bandwidth, seconds)
+        used = percentage(3 * flops * case["batch"], flop_rate, seconds)
+        floor = percentage(per_image * case["batch"] + per_step, bandwidth, seconds)
         layout = served[way].options.layout
         row = f"  {way:<11}{layout:<15}{1e3 * seconds:9.1f}{case['batch'] / seconds:10.0f}{faster:>9}"
         row += f"{used:>7}{floor:>7}{f'{peak:.2f}' if peak else '?':>7}"
@@ -523,7 +526,7 @@ def ensemble_part(options):
 
 
 def compare(way, base, images, options, cache, **case):
-    """Prints a row for each of two ways, with the ratio of the first to the second, and returns their answers."""
+    """Prints a row for each of two implementations, with the speedup of the first, and returns their answers."""
     served = {name: Served(options, cache, way=name, **case) for name in (base, way)}
     answers, failed = in_turn(served, options)
     for name in served:
@@ -537,7 +540,7 @@ def compare(way, base, images, options, cache, **case):
 
 
 def write_images(folder, count, side):
-    """PNG files in ten classes: a few different pictures, many times over."""
+    """Writes PNG files in ten classes: a few different images, repeated."""
     from PIL import Image
 
     pictures = []
@@ -571,7 +574,7 @@ def main():
     parser.add_argument("part", nargs="?", choices=("all", "steps", "ensemble", "loop"), default="all")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="small sizes")
-    parser.add_argument("--trace", metavar="FILE", help="keep the loop's trace, for chrome://tracing")
+    parser.add_argument("--trace", metavar="FILE", help="save the loop's trace here, for chrome://tracing")
     parser.add_argument("--models", default="resnet34,resnet50,convnext_tiny,vit_b_16")
     parser.add_argument("--batches", default="128,256,512,1024")
     parser.add_argument("--layouts", default=",".join(LAYOUTS))

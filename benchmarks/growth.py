@@ -1,11 +1,11 @@
-"""Whether `ftrain fit` takes more time or memory for an image where there are more of them, or later in a run.
+"""Whether the time or memory of `ftrain fit` per image grows with the number of images or the length of a run.
 
     python benchmarks/growth.py [--epochs 20]
 
-Folders of 1,000, 10,000 and 100,000 images (hard links to a few JPEG files of 48 px, in ten classes) are trained on
-without a cache, each in a process of its own, until as many images were seen: MODEL at 32 px, batch 64. Then 20 epochs
-of 5,000 images. Images a second are those of the training part of epochs, in the middle one of them; resident memory is
-the main process's at its peak. To reach: both the same to 5 %.
+MODEL trains at 32 px, batch 64, without a cache, on folders of 1,000, 10,000 and 100,000 images (hard links to a few
+JPEG files of 48 px, in ten classes), each in its own process, until it has seen the same number of images. Then come 20
+epochs of 5,000 images. Images per second are those of the training part of an epoch, the median over the epochs;
+resident memory is the peak of the main process. Target: both are equal to within 5 %.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def status(name):
 
 
 def measure(folder, epochs):
-    """In a process of its own: images a second of every epoch, and resident MB at its end."""
+    """In its own process: images per second of every epoch, and resident MB at its end."""
     from ftrain.run import provenance
     from ftrain.run.events import EpochEnded, Evaluating, StepTaken
     from ftrain.run.fit import fit
@@ -74,9 +74,9 @@ def measure(folder, epochs):
         run = provenance.new_run(spec, images, Path(runs) / "run", [])
         for event in fit(run, spec, images):
             if isinstance(event, StepTaken) and (event.step - 1) % images.steps_per_epoch == AHEAD:
-                began = time.perf_counter()
+                start = time.perf_counter()
             elif isinstance(event, Evaluating):
-                rates.append((images.steps_per_epoch - 1 - AHEAD) * 64 / (time.perf_counter() - began))
+                rates.append((images.steps_per_epoch - 1 - AHEAD) * 64 / (time.perf_counter() - start))
             elif isinstance(event, EpochEnded):
                 memory.append(status("VmRSS"))
     print(json.dumps({"rates": rates, "memory": memory, "peak": status("VmHWM")}))

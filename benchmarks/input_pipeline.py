@@ -1,15 +1,15 @@
-"""Images a second of ftrain's input pipeline and of torchvision's, in turn, over the same folder with the same workers.
+"""Images per second of ftrain's input pipeline and of torchvision's, in turn, on the same folder with the same workers.
 
     python benchmarks/input_pipeline.py FOLDER [--workers 2] [--rounds 3] [--sizes 64,128,224]
 
-FOLDER holds train/ with a folder per class. torchvision's is ImageFolder, RandomResizedCrop, RandomHorizontalFlip,
-ToImage, ToDtype, Normalize and a DataLoader whose workers stay alive; both crop 0.35 to 1 of the area, in
-batches of 64. "first" is an epoch from the files, starting the workers included; "cached" is a later epoch over decoded
-images in a cache on disk. A round takes one of each; figures are medians over the rounds. Every file is read once
-before, so that all find it in the system's memory.
+FOLDER contains train/ with a folder per class. torchvision's pipeline is ImageFolder, RandomResizedCrop,
+RandomHorizontalFlip, ToImage, ToDtype, Normalize and a DataLoader with persistent workers. Both crop 0.35 to 1 of the
+area, in batches of 64. "first" is an epoch from the files, including the start of the workers; "cached" is a later
+epoch of decoded images in a cache on disk. A round runs each once; the results are medians over the rounds. Every file
+is read once before, so that it is in the page cache.
 
-To reach with 2 workers on 2 cores, on photographs of about 400 x 533: first 1.5 x torchvision's at 224 px, 2 x at 128,
-2.5 x at 64; cached 5 x; memory flat over epochs.
+Targets with 2 workers on 2 cores, on images of about 400 x 533 px: first 1.5 x torchvision's at 224 px, 2 x at 128,
+2.5 x at 64; cached 5 x; memory constant over epochs.
 """
 
 import argparse
@@ -51,10 +51,10 @@ def reference_loader(folder, size, workers):
 
 
 def seconds_of(batches):
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in batches:
         pass
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def resident():
@@ -71,12 +71,12 @@ def later_epochs(images, workers):
     """Seconds of each epoch after the first of one run of the loader, and the memory at the end of each."""
     jobs = [job for epoch in range(EPOCHS) for job in images.train_jobs(epoch)]
     times, memory = [], []
-    began = time.perf_counter()
+    start = time.perf_counter()
     for number, _ in enumerate(load(images, jobs, workers=workers), start=1):
         if number % images.steps_per_epoch == 0:
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
             memory.append(resident())
-            began = time.perf_counter()
+            start = time.perf_counter()
     return times[1:], memory
 
 
@@ -94,14 +94,14 @@ def measure(folder, size, workers, rounds):
         del reference
         rates["ftrain, first"].append(count / seconds_of(load(images, images.train_jobs(0), workers=workers)))
         if cache is None:
-            began = time.perf_counter()
+            start = time.perf_counter()
             building = build_cache(train, images.train_cache_format, "disk", workers=workers)
             while cache is None:
                 try:
                     next(building)
                 except StopIteration as end:
                     cache = end.value
-            build = time.perf_counter() - began
+            build = time.perf_counter() - start
         cached = Images(
             train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation, train_cache=cache
         )

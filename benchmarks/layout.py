@@ -1,10 +1,10 @@
-"""The training step with images and activations channels last in memory, against contiguous.
+"""The training step with images and activations in channels-last layout, against contiguous.
 
     python benchmarks/layout.py [--models resnet18,...] [--side 64] [--batch 32] [--rounds 5] [--device cpu]
 
-What `ftrain.run.kernels.memory_format` goes by. Each round takes both in turn, STEPS of each; the ratio is the median
-over the rounds of the time channels last by the time contiguous: below 1, channels last is faster. "rule" is ftrain's
-choice.
+`ftrain.run.kernels.memory_format` is based on these measurements. Each round runs both in turn, STEPS steps of each.
+The ratio is the median over the rounds of the channels-last time divided by the contiguous time: below 1, channels last
+is faster. The column "rule" is the layout that ftrain chooses.
 """
 
 import argparse
@@ -28,8 +28,8 @@ NAMES = (
 )
 
 
-class Way:
-    """A step that goes on from its own last state."""
+class Candidate:
+    """A training step in one layout, with the state that it has reached."""
 
     def __init__(self, options, name, memory_format):
         torch.manual_seed(0)
@@ -45,11 +45,11 @@ class Way:
         self.batch = images, torch.randint(10, shape[:1], device=options.device)
 
     def seconds(self):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(STEPS):
             self.state, _ = self.step(self.state, self.batch)
         self.state.step.item()
-        return (time.perf_counter() - began) / STEPS
+        return (time.perf_counter() - start) / STEPS
 
 
 def main():
@@ -63,17 +63,17 @@ def main():
     print(f"{options.side} px, batch {options.batch}, float32, eager, {options.rounds} rounds of {STEPS} steps")
     print(f"{'':20}{'convolutions':>13}{'depthwise':>11}{'1 x 1':>7}{'contiguous':>12}{'last':>9}{'ratio':>7}  rule")
     for name in options.models.split(","):
-        ways = [Way(options, name, layout) for layout in (torch.contiguous_format, torch.channels_last)]
-        for way in ways:
-            way.seconds()
-        rounds = [[way.seconds() for way in ways] for _ in range(options.rounds)]
+        candidates = [Candidate(options, name, layout) for layout in (torch.contiguous_format, torch.channels_last)]
+        for candidate in candidates:
+            candidate.seconds()
+        rounds = [[candidate.seconds() for candidate in candidates] for _ in range(options.rounds)]
         contiguous, last = (1e3 * statistics.median(times) for times in zip(*rounds, strict=True))
         ratio = statistics.median(after / before for before, after in rounds)
         counted = models.convolutions(name)
-        rule = kernels.memory_format(models.convolutions(name), torch.device(options.device))
+        chosen = kernels.memory_format(counted, torch.device(options.device))
         measured = f"{contiguous:>9.0f} ms{last:>6.0f} ms{ratio:>7.2f}"
         kinds = f"{counted.count:>13}{counted.depthwise:>11}{counted.pointwise:>7}"
-        print(f"{name:20}{kinds}{measured}  {rule}", flush=True)
+        print(f"{name:20}{kinds}{measured}  {chosen}", flush=True)
 
 
 if __name__ == "__main__":

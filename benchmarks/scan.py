@@ -1,9 +1,9 @@
-"""How long an index of many files takes: scanning, sorting and permuting, and how much memory.
+"""The time and memory of indexing many files: scanning, sorting and permuting.
 
     python benchmarks/scan.py [FILES]
 
-Makes FILES empty files (1,000,000 unless said otherwise) in 1,000 class folders of a temporary folder first, which is
-what takes longest. To reach with 1,000,000: under 10 s and 500 MB.
+First makes FILES (default: 1,000,000) empty files in 1,000 class folders of a temporary folder, which takes longest.
+Target with 1,000,000: less than 10 s and 500 MB.
 """
 
 import os
@@ -25,7 +25,7 @@ with tempfile.TemporaryDirectory() as folder:
     for number in range(count):
         os.close(os.open(f"{folder}/class{number % 1000:03}/image{number:07}.jpg", os.O_CREAT))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    start = time.perf_counter()
     index = scan(Path(folder))
     scanned = time.perf_counter()
     order = epoch_order(0, 0, len(index))
@@ -33,6 +33,6 @@ with tempfile.TemporaryDirectory() as folder:
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert len(order) == len(index) == count
 print(f"ftrain {ftrain.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {count} files")
-print(f"scan and sort  {scanned - began:6.2f} s")
+print(f"scan and sort  {scanned - start:6.2f} s")
 print(f"permute        {permuted - scanned:6.2f} s")
 print(f"memory         {(after - before) / 1024:6.0f} MB more than before, {after / 1024:.0f} MB in all")

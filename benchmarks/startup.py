@@ -1,11 +1,11 @@
-"""How long ftrain takes to begin, beside what cannot be done without: run in turn, medians, and their ratios.
+"""The startup time of ftrain, against that of the work that cannot be avoided: medians of runs in turn, and ratios.
 
     python benchmarks/startup.py [--runs 10]
 
-`ftrain --help` against an empty Typer app's. And `ftrain fit` on 500 small photographs, up to the end of its first
-step, against importing torch and torchvision, building the same network and taking one step of a hand-written loop on a
-batch in memory (resnet18, 64 px, batch 32, on the CPU). Needs ftrain installed in the interpreter that runs it. To
-reach: 1.5 at most for both.
+`ftrain --help` is compared with the help of an empty Typer app. `ftrain fit` on 500 small images, up to the end of its
+first step, is compared with importing torch and torchvision, building the same network and one step of a hand-written
+loop on a batch in memory (resnet18, 64 px, batch 32, on the CPU). ftrain must be installed in the interpreter that runs
+this. Target: at most 1.5 for both.
 """
 
 import argparse
@@ -44,10 +44,10 @@ app(prog_name='ftrain')
 
 
 def seconds(code, *arguments, folder=None):
-    began = time.perf_counter()
+    start = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
     subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def make_images(folder):
@@ -61,7 +61,7 @@ def make_images(folder):
 
 
 def compare(runs, *pair):
-    """Medians of both, in turn; the first turn fills the caches."""
+    """Prints the medians of both, run in turn, and their ratio. The first turn fills the caches and does not count."""
     times = [[one() for one in pair] for _ in range(runs + 1)][1:]
     names = ("without ftrain", "ftrain")
     middles = [statistics.median(column) for column in zip(*times, strict=True)]
@@ -81,7 +81,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         make_images(folder)
         sizes = ["--model", "resnet18", "--image-size", "64", "--batch-size", "32", "--device", "cpu"]
-        sizes += ["--workers", "0"]  # workers would outlive the process that ends here at once
+        sizes += ["--workers", "0"]  # workers would outlive the process, which ends abruptly
         options = ["fit", "--data", folder, *sizes]
         compare(runs, lambda: seconds(BARE), lambda: seconds(FIT, *options, folder=folder))
 

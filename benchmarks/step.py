@@ -2,15 +2,16 @@
 
     python benchmarks/step.py [--models resnet18,...] [--rounds 7] [--compile]
 
-The loop: zero_grad, forward, backward, torch.optim.AdamW with its defaults. Both take the same steps from the same
-weights on float images in memory, each in a process of its own, since what one frees and the other takes up is part of
-neither. Each round takes them in turn, STEPS of each; the ratio is the median over the rounds of ftrain's time by the
-loop's. The network and its images are laid out in memory as the loop's author would leave them, contiguous, and for
-ftrain as `ftrain fit` does by itself; where that is channels last, the loop is also shown so. With --compile the
-compiled step is measured too, with the time of its first call: cold in an empty cache, warm in a new process that finds
-the cache filled. Memory is the peak of a process of its own above what it has, with all its code loaded, before it
-builds the network. To reach, for the better of eager and compiled: 0.95, and for mobilenet_v3_small compiled 0.55;
-memory 1.05 with donation. --models takes any other of torchvision's too, at 64 px in batches of 32.
+The loop ("hand"): zero_grad, forward, backward, torch.optim.AdamW with its defaults. ftrain: `train_step` with
+donate=True ("donated") and, for memory only, with donate=False ("kept"). All take the same steps from the same weights
+on float images in memory, each in its own process, so that none reuses memory that another has freed. Each round runs
+them in turn, STEPS steps of each. The ratio is the median over the rounds of ftrain's time divided by the loop's. The
+loop uses the default contiguous layout, and ftrain the layout that `ftrain fit` chooses; where that is channels last,
+the loop is also measured with it. With --compile the compiled step is measured too, with the time of its first call:
+cold with an empty cache, warm in a new process with a filled one. Memory is the peak of a separate process, above what
+it uses with all code loaded but before it builds the network. Targets, for the better of eager and compiled: 0.95, and
+0.55 for mobilenet_v3_small compiled; memory 1.05 with donation. --models accepts any other torchvision model, which
+runs at 64 px in batches of 32.
 """
 
 import argparse
@@ -72,13 +73,13 @@ def by_ftrain(network, batch, *, last=False, donate=True, compile=False):
     apply, params, buffers = ftrain.functionalize(network)
     del network
     optimizer = ftrain.adamw(1e-3)
-    take = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
-    take = ftrain.compile_step(take, donate=donate) if compile else functools.partial(take, donate=donate)
+    train = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
+    train = ftrain.compile_step(train, donate=donate) if compile else functools.partial(train, donate=donate)
     states = [ftrain.init_state(params, buffers, optimizer, seed=0)]
     del params, buffers
 
     def step():
-        state, metrics = take(states.pop(), batch)
+        state, metrics = train(states.pop(), batch)
         states.append(state)
         return metrics
 
@@ -95,10 +96,10 @@ WAYS = {
 
 
 def timed(step, count):
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(count):
         step()
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - start) / count
 
 
 def status(name):
@@ -114,7 +115,7 @@ def made(name, way):
 
 
 def serve(name, way):
-    """In a process of its own: takes as many steps as each line says, and answers with the seconds of one."""
+    """In its own process: for each line with a number, takes that many steps and prints the seconds per step."""
     step = made(name, way)
     for line in sys.stdin:
         print(timed(step, int(line)), flush=True)
@@ -137,8 +138,8 @@ class Served:
 
 
 def probe(name, way):
-    """In a process of its own: peak memory in MB, and seconds of the first call."""
-    for either in (by_hand, by_ftrain):  # loads what is loaded when it is first used
+    """In its own process: peak memory in MB, and seconds of the first call."""
+    for either in (by_hand, by_ftrain):  # loads the code that is loaded on first use
         small = torch.nn.Sequential(
             torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.Linear(8, 2)
         )

@@ -1,5 +1,5 @@
-"""Sends signals to `ftrain fit`, resumes with the same command, and compares the result with that of an undisturbed run.
-A script, so that it can fork: `python tests/signal_runs.py FOLDER [SEED]`."""
+"""Sends signals to `ftrain fit`, resumes with the same command, and compares the result with that of an undisturbed
+run. A script, so that it can fork: `python tests/signal_runs.py FOLDER [SEED]`."""
 
 import os
 import random

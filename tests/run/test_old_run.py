@@ -1,4 +1,5 @@
-"""A run that an earlier ftrain began (commit 01a2af5), stopped in its second epoch, and what it came to undisturbed."""
+"""A run that an earlier ftrain (commit 01a2af5) started and stopped in its second epoch resumes to the result of its
+undisturbed run."""
 
 import json
 import shutil
@@ -20,11 +21,11 @@ def test_a_run_of_an_earlier_ftrain_resumes_to_the_same_bits(tmp_path):
     last = checkpoint.find(tmp_path / "run" / "checkpoints")[-1]
     assert last.name == "step_00000008"
     found, expected = load_file(last / "state.safetensors"), load_file(OLD / "finished" / "state.safetensors")
-    # Another torch, or a CPU of another kind, takes kernels that round otherwise.
+    # Another version of torch or another kind of CPU uses kernels that round differently.
     made_with = json.loads((OLD / "finished" / "made_with.json").read_text())
     exact = (made_with["torch"], made_with["cpu"]) == (torch.__version__, torch.backends.cpu.get_cpu_capability())
     assert found.keys() == expected.keys()
-    # The gradient of a bias before BatchNorm is nothing but rounding, which Adam scales up to whole steps.
+    # The gradient of a bias before BatchNorm is only rounding error, which Adam scales up to whole steps.
     noise = ("0.bias", "1.running_mean")
     for name in [name for name in expected if exact or not name.endswith(noise)]:
         tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-4}
