@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ftrain.data.batches import load
 from ftrain.data.cache import available_memory
@@ -28,6 +27,7 @@ from ftrain.run.build import Program, build
 from ftrain.run.custom import Custom
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState
+from ftrain.torch_private import pytree
 
 ROUNDS = 5  # in which two candidates are timed in turn
 WARM_UP = 2  # calls that are not timed
