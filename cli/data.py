@@ -12,8 +12,9 @@ from ftrain.errors import DataError, SettingsError
 from ftrain.run.settings import Settings
 from ftrain.text import readable, shown
 
+from .errors import reported
+from .messages import note, with_bar
 from .options import given, with_settings
-from .report import note, reported, with_progress
 
 app = typer.Typer(help="Inspect images before training on them, and prepare them.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that contains train/ and val/.")]
@@ -51,7 +52,7 @@ def check(
             parts["val"] = as_usage(scan, folder / "val", classes=train.classes)
     else:
         parts = {"all": as_usage(scan, folder)}
-    report = with_progress(look(parts, workers=workers), "reading", sum(map(len, parts.values())))
+    report = with_bar(look(parts, workers=workers), "reading", sum(map(len, parts.values())))
     for part, counts in report.classes.items():
         numbers = sorted(counts.values())
         typer.echo(
@@ -126,7 +127,7 @@ def cache(context: typer.Context, folder: Folder, **settings: Any) -> None:
             typer.echo(f"{name}: already cached in {shown(cache_folder(source, form))}")
             continue
         typer.echo(f"{name}: {first.total} images take {readable(first.bytes)} in {first.place}")
-        with_progress(building, "decoding", first.total, done=lambda event: event.done)
+        with_bar(building, "decoding", first.total, done=lambda event: event.done)
 
 
 @app.command()
@@ -151,5 +152,5 @@ def split(
 
     index = as_usage(scan, folder)
     chosen = choose_validation(index, fraction=fraction, seed=seed)
-    with_progress(make(index, out, chosen, how), "linking" if how == "link" else "copying", len(index))
+    with_bar(make(index, out, chosen, how), "linking" if how == "link" else "copying", len(index))
     typer.echo(f"{shown(out)}: {int((~chosen).sum())} images in train, {int(chosen.sum())} in val")

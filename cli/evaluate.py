@@ -13,7 +13,8 @@ import typer
 from ftrain.errors import SettingsError
 from ftrain.text import shown
 
-from .report import note, reported, warn, with_progress
+from .errors import reported
+from .messages import note, warn, with_bar
 
 
 @reported
@@ -56,7 +57,7 @@ def evaluate(
     restored = opened.restored(last=last)
     warn(opened.damage)
     note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.name)}")
-    result = with_progress(inference.evaluation(restored, images, workers=workers), "evaluating", images.eval_batches)
+    result = with_bar(inference.evaluation(restored, images, workers=workers), "evaluating", images.eval_batches)
     for cause in result.skipped:
         note(f"skipped: {cause}")
     scores = result.class_scores

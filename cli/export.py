@@ -10,7 +10,8 @@ import typer
 from ftrain.errors import SettingsError
 from ftrain.text import shown
 
-from .report import note, reported, warn
+from .errors import reported
+from .messages import note, warn
 
 FORMATS = ("safetensors", "onnx", "torch-export")
 

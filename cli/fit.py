@@ -11,8 +11,9 @@ import typer
 from ftrain.errors import SettingsError
 from ftrain.run.settings import Settings
 
+from .errors import BROKEN_PIPE, is_output_lost, reported
+from .messages import as_flags, note, silence
 from .options import given, with_settings
-from .report import BROKEN_PIPE, as_flags, is_output_lost, note, reported, silence
 from .signals import Stop, watched
 
 if TYPE_CHECKING:

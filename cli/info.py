@@ -10,7 +10,7 @@ import typer
 
 from ftrain.text import shown
 
-from .report import reported
+from .errors import reported
 
 
 @reported

@@ -8,7 +8,8 @@ import typer
 
 from ftrain.errors import SettingsError
 
-from .report import note, reported
+from .errors import reported
+from .messages import note
 
 
 @reported

@@ -8,7 +8,7 @@ import typer
 
 import ftrain
 
-from . import bench, data, evaluate, export, fit, info, list_models, predict, replay, report, verify
+from . import bench, data, errors, evaluate, export, fit, info, list_models, predict, replay, verify
 
 app = typer.Typer(
     name="ftrain",
@@ -42,4 +42,4 @@ def options(
     ] = False,
 ) -> None:
     """Options of all commands."""
-    report.tracebacks_wanted = debug
+    errors.tracebacks_wanted = debug

@@ -15,7 +15,8 @@ import typer
 from ftrain.errors import DataError, SettingsError
 from ftrain.text import shown
 
-from .report import note, reported, warn
+from .errors import reported
+from .messages import note, warn
 
 
 @reported

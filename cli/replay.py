@@ -11,7 +11,8 @@ import typer
 
 from ftrain.text import shown
 
-from .report import note, reported, warn
+from .errors import reported
+from .messages import note, warn
 
 
 @reported

@@ -10,8 +10,9 @@ import typer
 from ftrain.run.settings import Settings
 from ftrain.text import shown
 
+from .errors import reported
+from .messages import as_flags, note
 from .options import given, with_settings
-from .report import as_flags, note, reported
 
 
 @reported

@@ -1,7 +1,8 @@
 """Messages of the library in the words of the command line."""
 
 import pytest
-from ftrain_cli.report import as_flags, reported
+from ftrain_cli.errors import reported
+from ftrain_cli.messages import as_flags
 
 from ftrain.errors import BusyError, CheckpointError, DataError, Interrupted, SettingsError, TrainingError
 

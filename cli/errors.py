@@ -1,17 +1,14 @@
-"""Messages to the user: notes, progress, and errors as one message with an exit code."""
+"""Errors of commands: one message, and an exit code."""
 
 from __future__ import annotations
 
 import errno
 import functools
-import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import attrs
 import typer
 
 from ftrain.errors import (
@@ -24,11 +21,11 @@ from ftrain.errors import (
     TrainingError,
     WorkerError,
 )
-from ftrain.run.settings import Settings, flag
 from ftrain.text import shown
 
+from .messages import note, silence
+
 Command = TypeVar("Command", bound=Callable[..., Any])
-T = TypeVar("T")
 
 EXIT_CODES: dict[type[BaseException], int] = {
     SettingsError: 2,
@@ -40,81 +37,16 @@ EXIT_CODES: dict[type[BaseException], int] = {
     BusyError: 75,
     KeyboardInterrupt: 130,
 }
-# The names in backticks that are options of commands.
-OPTIONS = frozenset(field.name for field in attrs.fields(Settings)) | {
-    "csv",
-    "dry_run",
-    "format",
-    "fraction",
-    "json",
-    "override",
-    "resume",
-    "step",
-}
 # From sysexits.h, EX_CANTCREAT and EX_IOERR; and the exit code that a shell reports after SIGPIPE.
 CANNOT_CREATE, CANNOT_WRITE, BROKEN_PIPE = 73, 74, 141
 
 tracebacks_wanted = False  # set by `ftrain --debug`
 
 
-def note(text: str) -> None:
-    """Prints a line to stderr, beside the output of the command."""
-    typer.echo(as_flags(text), err=True)
-
-
-def warn(causes: Iterable[str]) -> None:
-    """Prints what is wrong but does not end the command."""
-    for cause in causes:
-        note(f"warning: {cause}")
-
-
-def as_flags(text: str) -> str:
-    """A message of the library in the words of the command line: `batch_size` becomes --batch-size, `accumulate=4`
-    becomes --accumulate 4, and `override=True` becomes --override."""
-
-    def option(match: re.Match[str]) -> str:
-        name, value = match[1], match[2]
-        if name not in OPTIONS:
-            return match[0]
-        if value == "False":
-            return flag(f"no_{name}")
-        return flag(name) if value in (None, "True") else f"{flag(name)} {value}"
-
-    return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", option, text)
-
-
-def with_progress(
-    work: Generator[Any, None, T], title: str, total: int, *, done: Callable[[Any], int] = lambda event: event
-) -> T:
-    """Runs a generator to its end, with a progress bar on a terminal, and returns its result.
-
-    Args:
-      done: how many of `total` are done, from what `work` yields.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        while True:
-            try:
-                progress.update(task, completed=done(next(work)))
-            except StopIteration as end:
-                result: T = end.value
-                return result
-
-
 def is_output_lost(error: BaseException) -> bool:
     """Whether an error says that nobody reads the output any more: the pipe or the terminal was closed. An error about
     a file has the name of the file."""
     return isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and error.filename is None
-
-
-def silence() -> None:
-    """Discards further output, when nobody reads it any more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
 
 
 def reported(command: Command) -> Command:
