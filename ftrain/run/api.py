@@ -68,19 +68,7 @@ def events(
     EpochEnded 1
     >>> folder.cleanup()
     """
-    request = Request(
-        asked=_asked(settings, model=model, data=data, loss=loss),
-        custom=Custom(
-            module=model if isinstance(model, torch.nn.Module) else None,
-            loss=None if isinstance(loss, str) else loss,
-            metrics={} if metrics is None else metrics,
-            augment=augment,
-        ),
-        sources=_sources(data),
-        resume=os.fspath(resume or ""),
-        override=override,
-        command=_command(settings, model=model, data=data, loss=loss),
-    )
+    request = _request(model, data, loss, metrics, augment, resume, override, settings)
     with closing(launch(request, stop=stop)) as happening:
         yield from happening
 
@@ -135,23 +123,12 @@ def fit(
     ...     run.metrics["epoch"], len(run.predict([images[0]])[0]["classes"])
     ([1, 1, 2, 2], 2)
     """
+    request = _request(model, data, loss, metrics, augment, resume, override, settings)
     opened: Opened | None = None
     last: EpochEnded | Stopped | None = None
-    sources = _sources(data)
     with interruptible() as stop, ExitStack() as stack:
-        happening = events(
-            model=model,
-            data=data if sources is None else sources,
-            loss=loss,
-            metrics=metrics,
-            augment=augment,
-            resume=resume,
-            override=override,
-            stop=stop,
-            **settings,
-        )
         # Closed in any case, since a traceback would keep a generator, and with it the lock of the run, alive.
-        stack.enter_context(closing(happening))
+        happening = stack.enter_context(closing(launch(request, stop=stop)))
         happening = stack.enter_context(closing(with_curves(happening)))
         if progress:
             happening = stack.enter_context(closing(with_progress(happening)))
@@ -171,12 +148,7 @@ def fit(
         print(summary(last, opened.run.path))
     if isinstance(last, Stopped):
         raise KeyboardInterrupt(f"the run in {opened.run.path} stopped after step {last.step}, and can be resumed")
-    custom = Custom(
-        module=model if isinstance(model, torch.nn.Module) else None,
-        loss=None if isinstance(loss, str) else loss,
-        metrics={} if metrics is None else metrics,
-    )
-    return Run(opened.run, opened.spec, custom, sources[1] if sources else None)
+    return Run(opened.run, opened.spec, request.custom, request.sources[1] if request.sources else None)
 
 
 def with_curves(happening: Iterable[Event]) -> Generator[Event]:
@@ -246,6 +218,33 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _request(
+    model: Any,
+    data: Any,
+    loss: Any,
+    metrics: Any,
+    augment: Any,
+    resume: Any,
+    override: bool,
+    settings: Mapping[str, Any],
+) -> Request:
+    """What the arguments of `fit` ask for."""
+    asked = _asked(settings, model=model, data=data, loss=loss)
+    return Request(
+        asked=asked,
+        custom=Custom(
+            module=model if isinstance(model, torch.nn.Module) else None,
+            loss=None if isinstance(loss, str) else loss,
+            metrics={} if metrics is None else metrics,
+            augment=augment,
+        ),
+        sources=_sources(data),
+        resume=os.fspath(resume or ""),
+        override=override,
+        command=("ftrain.fit", *(f"{name}={value}" for name, value in asked.items())),
+    )
+
+
 def _asked(settings: Mapping[str, Any], *, model: Any, data: Any, loss: Any) -> dict[str, Any]:
     """The settings that were given, with paths as strings.
 
@@ -266,11 +265,6 @@ def _asked(settings: Mapping[str, Any], *, model: Any, data: Any, loss: Any) -> 
     if isinstance(loss, str):
         asked["loss"] = loss
     return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in asked.items()}
-
-
-def _command(settings: Mapping[str, Any], **named: Any) -> tuple[str, ...]:
-    """The call, as config.json records it."""
-    return ("ftrain.fit", *(f"{name}={value}" for name, value in _asked(settings, **named).items()))
 
 
 def _sources(data: Any) -> tuple[Source, Source] | None:
