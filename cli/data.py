@@ -56,7 +56,7 @@ def check(
     for part, counts in report.classes.items():
         numbers = sorted(counts.values())
         typer.echo(
-            f"{part}: {sum(numbers)} images of {len(numbers)} classes, {numbers[0]} to {numbers[-1]} images a class"
+            f"{part}: {sum(numbers)} images of {len(numbers)} classes, {numbers[0]} to {numbers[-1]} images per class"
         )
     document = report.as_json()
     if document["sizes"]:
@@ -80,7 +80,8 @@ def check(
     typer.echo(f"wrote check.json and check.png to {shown(out)}")
     if report.bad_images:
         raise DataError(
-            f"{len(report.bad_images)} images cannot be read; repair or remove them, or train with `on_bad_image=skip`"
+            f"{len(report.bad_images)} of the images cannot be read; repair or remove them, or train with "
+            "`on_bad_image=skip`"
         )
 
 

@@ -43,7 +43,6 @@ def evaluate(
     matrix."""
     note("loading torch ...")
     from ftrain.disk.durable import write_file
-    from ftrain.run import inference
     from ftrain.run.api import open_run
 
     from .pictures import draw_confusion
@@ -57,12 +56,13 @@ def evaluate(
     restored = opened.restored(last=last)
     warn(opened.damage)
     note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.name)}")
-    result = with_bar(inference.evaluation(restored, images, workers=workers), "evaluating", images.eval_batches)
+    work = opened.evaluation(images, last=last, workers=workers)
+    result = with_bar(work, "evaluating", images.eval_batches)
     for cause in result.skipped:
         note(f"skipped: {cause}")
     scores = result.class_scores
     others = [name for name in result.metrics if name not in ("loss", "accuracy", "count", "nonfinite")]
-    metrics = {name: result.metrics[name] for name in ("loss", "accuracy", *others, "count")}
+    metrics = {name: result.metrics[name] for name in ("loss", "accuracy", *others, "count") if name in result.metrics}
     typer.echo(
         "  ".join(
             f"{name} {value:.4f}" if name != "count" else f"{value:.0f} images" for name, value in metrics.items()

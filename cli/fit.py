@@ -10,6 +10,7 @@ import typer
 
 from ftrain.errors import SettingsError
 from ftrain.run.settings import Settings
+from ftrain.text import shown
 
 from .errors import BROKEN_PIPE, is_output_lost, reported
 from .messages import as_flags, note, silence
@@ -101,6 +102,8 @@ def _train(request: Request, stop: Stop) -> None:
                 case _:
                     pass
         typer.echo(summary(last, folder))
+        if last is not None and last != Stopped(0):
+            typer.echo(_next(folder, request, finished=isinstance(last, EpochEnded)))
     except OSError as error:
         if not is_output_lost(error):
             raise
@@ -111,3 +114,12 @@ def _train(request: Request, stop: Stop) -> None:
             pass
     if stop.code:
         sys.exit(stop.code)
+
+
+def _next(folder: Path, request: Request, *, finished: bool) -> str:
+    """The commands that a user may want next."""
+    own = str(request.asked.get("model", ""))
+    model = f" --model {shown(own)}" if ":" in own else ""
+    if finished:
+        return f"next: ftrain evaluate {shown(folder)}{model}, or ftrain predict {shown(folder)} IMAGE...{model}"
+    return f"next: ftrain fit --resume {shown(folder)}{model}"

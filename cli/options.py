@@ -80,7 +80,7 @@ def _option(field: attrs.Attribute[Any], kind: Any) -> inspect.Parameter:
         help=field.metadata["help"],
         rich_help_panel=field.metadata["group"],
         metavar=_metavar(field.name),
-        show_default=default is not None,
+        show_default=f"{default:g}" if isinstance(default, float) else default is not None,
     )
     return inspect.Parameter(
         field.name,
@@ -95,6 +95,8 @@ def _metavar(name: str) -> str | None:
         return "R,G,B"
     if name == "color_jitter":
         return "B,C,S,H"
+    if name == "checkpoint_every":
+        return "STEPS|MINUTESm"
     if name in ("data", "train_dir", "val_dir", "out"):
         return "DIR"
     return {"model": "NAME", "weights": "NAME|FILE", "device": "DEVICE", "dataset": "NAME"}.get(name)

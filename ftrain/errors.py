@@ -22,7 +22,8 @@ R = TypeVar("R")
 
 
 class FtrainError(Exception):
-    """Base class of all errors that ftrain raises on purpose.
+    """Base class of the errors of runs, data and checkpoints. The pure core raises ValueError and TypeError for wrong
+    arguments, as torch does.
 
     >>> issubclass(SettingsError, FtrainError), issubclass(SettingsError, ValueError)
     (True, True)

@@ -159,6 +159,8 @@ def _pixels_or_error(image: Any, size: int, fraction: float, name: str) -> npt.N
         return image_pixels(image, size, fraction=fraction, name=name)
     except DataError as error:
         return error
+    except ValueError as error:  # what was passed is no image
+        return DataError(str(error))
 
 
 def _rankings(probabilities: Tensor, classes: Sequence[str], top: int) -> list[Ranking]:

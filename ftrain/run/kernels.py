@@ -56,7 +56,7 @@ def pays_to_compile(convolutions: Convolutions, device: torch.device, *, steps: 
     if device.type not in ("cuda", "cpu"):
         return False, f"not compiled: compiling has not been measured on {device.type}"
     if steps < MIN_STEPS:
-        return False, f"not compiled: this run has only {steps} steps"
+        return False, f"not compiled: this run has only {steps} step{'s' * (steps != 1)}"
     if device.type == "cuda":
         return True, "compiled: this takes a minute or two at the start and makes every step faster"
     if not (convolutions.depthwise and convolutions.pointwise):

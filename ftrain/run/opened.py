@@ -105,7 +105,7 @@ class Run:
         """The most probable classes of images.
 
         Args:
-          images: paths of image files, PIL images, and uint8 arrays or tensors ([H, W, 3], [3, H, W] or [H, W]), in any
+          images: paths of image files, PIL images, uint8 arrays [H, W, 3] or [H, W], and uint8 tensors [3, H, W], in any
             combination.
           top: classes per image.
 
@@ -135,22 +135,22 @@ class Run:
         Raises:
           SettingsError, DataError: if the images cannot be used.
         """
-        result = to_end(inference.evaluation(self.restored(last=last), self.images(data), workers=workers))
-        name = self._missing_loss
-        if name:  # what was computed instead is another loss
-            del result.metrics["loss"]
+        return to_end(self.evaluation(self.images(data), last=last, workers=workers))
+
+    def evaluation(
+        self, images: Images, *, last: bool = False, workers: int | None = None
+    ) -> Generator[int, None, Evaluation]:
+        """Evaluates the network on the validation images of `images`: yields how many batches are done, and returns the
+        result. Arguments as for `evaluate`."""
+        result = yield from inference.evaluation(self.restored(last=last), images, workers=workers)
+        if "loss" in self.config.get("custom", {}) and self._custom.loss is None:
+            del result.metrics["loss"]  # of another loss than the run's own, which was not passed to `open_run`
         return result
 
     def images(self, data: Any = None) -> Images:
         """Labelled images as batches for evaluation; arguments and errors as for `evaluate`."""
         val = self._source(data)
         return self._spec.images(val, val)
-
-    @property
-    def _missing_loss(self) -> str:
-        """The name of the run's own loss, if it was not passed to `open_run`."""
-        recorded = self.config.get("custom", {}).get("loss")
-        return str(recorded["name"]) if recorded and self._custom.loss is None else ""
 
     def _source(self, data: Any) -> Source:
         if data is None:

@@ -78,7 +78,7 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | N
 
 
 def summary(last: EpochEnded | Stopped | None, folder: Path) -> str:
-    """How a run ended, and what to do next.
+    """How a run ended.
 
     Args:
       last: the last event of its kinds; None if there was nothing left to do.
@@ -89,12 +89,11 @@ def summary(last: EpochEnded | Stopped | None, folder: Path) -> str:
         case Stopped(0):
             return "stopped before the first step"
         case Stopped(step):
-            return f"stopped after step {step}; to resume: ftrain fit --resume {shown(folder)}"
+            return f"stopped after step {step}; the run in {shown(folder)} can be resumed"
         case EpochEnded():
             return (
                 f"done: validation accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best "
-                f"(epoch {last.best_epoch}); everything is in {shown(folder)}\n"
-                f"next: ftrain evaluate {shown(folder)}, or ftrain predict {shown(folder)} IMAGE..."
+                f"(epoch {last.best_epoch}); everything is in {shown(folder)}"
             )
 
 

@@ -88,8 +88,8 @@ def resumed_run(
             )
     if changes and not override:
         raise SettingsError(
-            f"{shown(run.path)} cannot resume, because its result would change: {'; '.join(changes)}. Restore them, "
-            "start a new run, or resume anyway with `override=True`"
+            f"{shown(run.path)} cannot resume, because its result would change: {'; '.join(changes)}. Undo the "
+            "changes, start a new run, or resume anyway with `override=True`"
         )
     if len(images.train.classes) != len(run.classes):
         raise SettingsError(

@@ -60,5 +60,5 @@ def check_model(run: RunFolder, model: torch.nn.Module | str | None) -> None:
     elif recorded and not isinstance(model, torch.nn.Module):
         raise SettingsError(
             f"the network of {shown(run.path)} is {shown(recorded['name'])}, a module that was passed from Python; "
-            "pass it again as `model`, to ftrain.fit or ftrain.open_run"
+            "pass it again: ftrain.fit(model=module, ...) or ftrain.open_run(folder, model=module)"
         )

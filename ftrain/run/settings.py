@@ -189,7 +189,7 @@ class Settings:
     auto_augment: PolicyName = _setting(
         "none",
         "Data",
-        "Automatic augmentation of training images: rand-augment, trivial-augment or none.",
+        "Automatic augmentation of training images.",
         _one_of(PolicyName),
     )
     color_jitter: tuple[float, float, float, float] = _setting(
@@ -262,7 +262,7 @@ class Settings:
         "that of the whole batch, except that BatchNorm normalises over each part.",
         _integer(1),
     )
-    optimizer: OptimizerName = _setting("adamw", "Training", "adamw, adam, sgd or adagrad.", _one_of(OptimizerName))
+    optimizer: OptimizerName = _setting("adamw", "Training", "Optimizer.", _one_of(OptimizerName))
     lr: float | None = _setting(
         None,
         "Training",
@@ -289,9 +289,7 @@ class Settings:
         "that is less.",
         _number(0.0),
     )
-    loss: LossName = _setting(
-        "cross-entropy", "Training", "cross-entropy, binary-cross-entropy or mean-squared-error.", _one_of(LossName)
-    )
+    loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
     label_smoothing: float = _setting(
         0.1,
         "Training",
@@ -312,7 +310,7 @@ class Settings:
         _number(0.0, below=1.0),
     )
     seed: int = _setting(0, "Run", "Seed for all random numbers.", _integer(0, 2**64 - 1))
-    device: str = _setting("auto", "Run", "auto, cpu, cuda, cuda:N or mps.", _DEVICE)
+    device: str = _setting("auto", "Run", "Device to train on: auto, cpu, cuda, cuda:N or mps.", _DEVICE)
     workers: int | None = _setting(
         None,
         "Run",

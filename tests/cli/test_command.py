@@ -169,7 +169,7 @@ def test_resuming_with_changed_data_needs_override(run_with_all_epochs, data, tm
     (tmp_path / "changed" / "train" / "red" / "0.png").unlink()
     (tmp_path / "changed" / "train" / "blue" / "0.png").rename(tmp_path / "changed" / "train" / "blue" / "7.png")
     arguments = ("fit", "--resume", stopped, "--data", tmp_path / "changed")
-    refused(2, '"blue" has images of other names or sizes, "red" had 6 images, has 5. Restore them,', *arguments)
+    refused(2, '"blue" has images of other names or sizes, "red" had 6 images, has 5. Undo the changes,', *arguments)
     result = ftrain_command(*arguments, "--override")
     assert result.exit_code == 0, result.output
     config = json.loads((stopped / "config.json").read_text())

@@ -45,8 +45,8 @@ def is_png(path):
 def test_check_of_sound_data(data, tmp_path):
     result = ftrain_command("data", "check", data, "--out", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 0, result.output
-    assert "train: 10 images of 2 classes, 4 to 6 images a class" in result.output
-    assert "val: 4 images of 2 classes, 2 to 2 images a class" in result.output
+    assert "train: 10 images of 2 classes, 4 to 6 images per class" in result.output
+    assert "val: 4 images of 2 classes, 2 to 2 images per class" in result.output
     assert "sizes: 40 to 40 px wide (median 40), 36 to 36 px high (median 36)" in result.output
     assert "exact duplicates: 0 groups" in result.output
     report = json.loads((tmp_path / "out" / "check.json").read_text())

@@ -266,7 +266,7 @@ def test_a_folder_in_use_ends_the_command_with_75(complete, data, tmp_path):
     with run_folder.lock(folder):
         code, said = ftrain_command(*command(data, folder))
         assert code == 75
-        assert f"ftrain: {folder} is in use by process " in said
+        assert f"ftrain: {folder} is locked by another run in this process" in said
         assert ftrain_command("fit", "--resume", folder)[0] == 75
         assert ftrain_command("fit", "--data", data, "--out", folder)[0] == 75
     assert ftrain_command(*command(data, folder))[0] == 0
