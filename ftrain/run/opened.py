@@ -105,8 +105,8 @@ class Run:
         """The most probable classes of images.
 
         Args:
-          images: paths of image files, PIL images, uint8 arrays [H, W, 3] or [H, W], and uint8 tensors [3, H, W], in any
-            combination.
+          images: paths of image files, PIL images, uint8 arrays [H, W, 3] or [H, W], and uint8 tensors [3, H, W], in
+            any combination.
           top: classes per image.
 
         Returns:
