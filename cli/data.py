@@ -151,6 +151,8 @@ def split(
     from ftrain.data.split import split as make
     from ftrain.errors import as_usage
 
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        raise SettingsError(f"{shown(folder)} is split already: it contains train/ and val/")
     index = as_usage(scan, folder)
     chosen = choose_validation(index, fraction=fraction, seed=seed)
     with_bar(make(index, out, chosen, how), "linking" if how == "link" else "copying", len(index))

@@ -96,4 +96,5 @@ def _message(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {shown(error.filename)}' if error.filename else ''}"
-    return f"{type(error).__name__}: {shown(str(error))} (this is a bug in ftrain; `ftrain --debug ...` shows where)"
+    text = shown(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text} (this is a bug in ftrain; `ftrain --debug ...` shows where)"

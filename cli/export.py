@@ -52,7 +52,7 @@ def export(
     if format not in FORMATS:
         raise SettingsError(f"`format` must be one of {', '.join(FORMATS)}; got {format!r}")
     if out and out.exists():
-        raise SettingsError(f"{shown(out)} already exists; give another name as `out`, or remove it")
+        raise SettingsError(f"{shown(out)} already exists; give another name as `out`")
     note("loading torch ...")
     from ftrain.disk import durable
     from ftrain.run.api import open_run

@@ -52,8 +52,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     source = f"--config {shown(path)}"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise SettingsError(f"{source} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{source} cannot be read as TOML: {error}") from error
+    if tables := [name for name, value in table.items() if isinstance(value, dict)]:
+        raise SettingsError(f"{source}: [{tables[0]}] is a table; write all settings at the top level, without tables")
     values = from_mapping(table, source=source)
     try:
         Settings(**values)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 
 from ftrain.data import as_source
@@ -251,7 +252,7 @@ def _asked(settings: Mapping[str, Any], *, model: Any, data: Any, loss: Any) -> 
     Raises:
       SettingsError: if a setting is unknown, or `model`, `data` or `loss` has a wrong type.
     """
-    asked = from_mapping(settings, source="ftrain.fit")
+    asked = from_mapping(settings, source="ftrain")
     if isinstance(model, torch.nn.Module):
         asked["model"] = type(model).__name__
     elif isinstance(model, str | os.PathLike):
@@ -264,7 +265,20 @@ def _asked(settings: Mapping[str, Any], *, model: Any, data: Any, loss: Any) -> 
         asked["data"] = data
     if isinstance(loss, str):
         asked["loss"] = loss
-    return {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in asked.items()}
+    return {name: _plain(value) for name, value in asked.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Paths, devices and numbers of NumPy or torch as the strings and numbers that config.json can hold."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, torch.device):
+        return str(value)
+    return (
+        value.item()
+        if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        else value
+    )
 
 
 def _sources(data: Any) -> tuple[Source, Source] | None:

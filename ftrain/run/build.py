@@ -211,13 +211,20 @@ def _check_custom(program: Program) -> None:
     if custom.augment is not None:
         images = _tried("augment", custom.augment, key, images)
         _check_shape("augment", "images", images, (2, 3, size, size))
+    if not params:
+        raise SettingsError("`model` has no parameters that require gradients, so there is nothing to train")
     with torch.no_grad():
         outputs, _ = _tried("model", program.apply, params, buffers, images, train=False)
     logits = getattr(outputs, "logits", outputs)
     _check_shape("model", f"logits for {classes} classes", logits, (2, classes))
-    functions = {**({"loss": custom.loss} if custom.loss else {}), **custom.metrics}
-    for name, function in functions.items():
-        _check_shape(name, "one value per example", _tried(name, function, logits, labels), (2,))
+    logits = logits.detach().float().requires_grad_()
+    if custom.loss is not None:
+        losses = _tried("loss", custom.loss, logits, labels)
+        _check_shape("loss", "one value per example", losses, (2,))
+        if not losses.requires_grad:
+            raise SettingsError("`loss` does not depend on the logits in a way that can be differentiated")
+    for name, metric in custom.metrics.items():
+        _check_shape(name, "one value per example", _tried(name, metric, logits.detach(), labels), (2,))
 
 
 def _tried(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

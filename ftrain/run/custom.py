@@ -45,6 +45,8 @@ class Custom:
             )
         as_usage(metrics.check_names, self.metrics)
         for name, function in {"loss": self.loss, "augment": self.augment, **self.metrics}.items():
+            if isinstance(function, type):
+                raise SettingsError(f"`{name}` must be a function; got the class {function.__name__}; call it first")
             if function is not None and not callable(function):
                 raise SettingsError(f"`{name}` must be a function; got {type(function).__name__}")
 
@@ -102,7 +104,7 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif name not in was:
             changes.append(f"`{name}` is {shown(now[name]['name'])}, passed from Python, and was not given before")
         elif was[name]["sha256"] != now[name]["sha256"]:
-            changes.append(f"the source of `{name}` has changed ({shown(now[name]['name'])})")
+            changes.append(f"the source or structure of `{name}` has changed ({shown(now[name]['name'])})")
     return changes
 
 

@@ -116,8 +116,12 @@ class Run:
         Raises:
           DataError: if an image cannot be read.
         """
-        if isinstance(images, str | os.PathLike):
-            raise SettingsError("`images` must be a list of images; got a single path. Put it in a list")
+        single = isinstance(images, str | os.PathLike) or not hasattr(images, "__len__")
+        if single or getattr(images, "ndim", 4) == 3:
+            what = "path" if isinstance(images, str | os.PathLike) else "image"
+            raise SettingsError(f"`images` must be a list of images; got a single {what}. Put it in a list")
+        if top < 1:
+            raise SettingsError(f"`top` must be at least 1; got {top}")
         rankings = inference.predict(self.restored(last=last), images, top=top)
         return [
             prediction(image, position, ranking)

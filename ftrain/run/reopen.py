@@ -37,13 +37,21 @@ def reopened(
     module = model if isinstance(model, torch.nn.Module) else None
     custom = Custom(module=module, loss=loss, metrics=metrics or {})
     spec = run.spec
+    if model is not None and not isinstance(model, torch.nn.Module | str):
+        what = f"the class {model.__name__}; call it first" if isinstance(model, type) else type(model).__name__
+        raise SettingsError(f"`model` must be a torch.nn.Module or FILE.py:FUNCTION; got {what}")
     check_model(run, model)
+    if model is not None and "model" not in run.config.get("custom", {}):
+        raise SettingsError(f"{shown(run.path)} was trained with {shown(spec.model)}; leave `model` out")
     if isinstance(model, str) and models.is_own(model):
         spec = attrs.evolve(spec, model=models.absolute(model))
     given = custom.record(spec.model)
     recorded = {name: part for name, part in run.config.get("custom", {}).items() if name in given}
     if changes := differences(recorded, given):
-        raise SettingsError(f"{shown(run.path)} was trained with other parts: {'; '.join(changes)}")
+        raise SettingsError(
+            f"{shown(run.path)} was trained with another network or other functions: {'; '.join(changes)}. Pass those "
+            "that it was trained with"
+        )
     return spec, custom
 
 

@@ -143,8 +143,9 @@ def resolve_device(name: str) -> torch.device:
     """The device of a setting.
 
     Raises:
-      SettingsError: if this machine does not have it.
+      SettingsError: if there is no such device, or this machine does not have it.
     """
+    Settings(device=name)  # raises if it is not the name of a device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)

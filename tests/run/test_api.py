@@ -101,7 +101,8 @@ def test_images_of_every_kind_are_predicted_like_their_file(run, data, tmp_path)
     path = sorted((data / "val").rglob("*.png"))[0]
     pixels = np.asarray(Image.open(path).convert("RGB"))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    found = run.predict([path, Image.open(path), pixels, tensor])
+    with Image.open(path) as opened:
+        found = run.predict([path, opened, pixels, tensor])
     assert [each["image"] for each in found] == [str(path), 1, 2, 3]
     assert all(each["classes"] == found[0]["classes"] for each in found)
     assert sum(each["probability"] for each in found[0]["classes"]) == pytest.approx(1.0)
@@ -110,8 +111,12 @@ def test_images_of_every_kind_are_predicted_like_their_file(run, data, tmp_path)
     assert [len(each["classes"]) for each in run.predict([pixels], top=1)] == [1]
     with pytest.raises(DataError, match="missing.png"):
         run.predict([tmp_path / "missing.png"])
-    with pytest.raises(SettingsError, match="`images` must be a list of images; got a single path"):
-        run.predict(path)
+    image = Image.fromarray(pixels)
+    for single, what in ((path, "path"), (pixels, "image"), (tensor, "image"), (image, "image")):
+        with pytest.raises(SettingsError, match=f"`images` must be a list of images; got a single {what}"):
+            run.predict(single)
+    with pytest.raises(SettingsError, match="`top` must be at least 1; got 0"):
+        run.predict([pixels], top=0)
 
 
 def test_evaluate_takes_folders_and_arrays(run, data):
@@ -167,6 +172,18 @@ def test_progress_is_shown(data, tmp_path, capsys):
     assert lines[-1].startswith("done: validation accuracy ")
 
 
+def test_numbers_and_devices_of_other_packages_are_settings(data, tmp_path):
+    options = {
+        "epochs": np.int64(1),
+        "batch_size": torch.tensor(4),
+        "lr": np.float32(0.5),
+        "device": torch.device("cpu"),
+    }
+    run = ftrain.fit(model=MODEL, data=data, out=tmp_path / "run", workers=0, progress=False, **options)
+    recorded = run.config["settings"]
+    assert [recorded[name] for name in options] == [1, 4, 0.5, "cpu"]
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """A run of a network, arrays, loss, metric and augmentation of one's own; and the network."""
@@ -214,7 +231,7 @@ def test_a_run_on_arrays_is_evaluated_on_them(own):
     without_loss = opened.evaluate(pair()[1])
     assert "loss" not in without_loss.metrics, "the run's own loss was not passed, and another is not its loss"
     assert without_loss.metrics["accuracy"] == found.metrics["accuracy"]
-    with pytest.raises(SettingsError, match=r"the source of `loss` has changed \(confidence\)"):
+    with pytest.raises(SettingsError, match=r"the source or structure of `loss` has changed \(confidence\)"):
         ftrain.open_run(run.folder, model=network, loss=confidence)
 
 
@@ -236,8 +253,8 @@ def test_a_run_of_ones_own_resumes_with_the_same_parts_alone(own, tmp_path):
     assert (again.folder / last).read_bytes() == (run.folder / last).read_bytes()
     for changes, message in (
         ({"loss": None}, "`loss` was squared, passed from Python, and is not given now"),
-        ({"loss": confidence}, r"the source of `loss` has changed \(confidence\)"),
-        ({"model": torch.nn.Sequential(Net())}, r"the source of `model` has changed \(Sequential\)"),
+        ({"loss": confidence}, r"the source or structure of `loss` has changed \(confidence\)"),
+        ({"model": torch.nn.Sequential(Net())}, r"the source or structure of `model` has changed \(Sequential\)"),
         ({"model": None}, r"is Net, a module that was passed from Python; pass it again: ftrain.fit\(model=module"),
         ({"data": None}, "were passed from Python; pass the same images as `data`"),
         ({"data": (pair()[0], (pair()[1][0][::-1], pair()[1][1]))}, "the validation images have changed"),
@@ -251,6 +268,8 @@ def test_a_run_of_ones_own_module_opens_with_that_module(own):
     run, network = own
     with pytest.raises(SettingsError, match=r"pass it again: ftrain.fit\(model=module"):
         ftrain.open_run(run.folder)
+    with pytest.raises(SettingsError, match="got the class Net; call it first"):
+        ftrain.open_run(run.folder, model=Net)
     opened = ftrain.open_run(run.folder, model=network)
     pixels, _ = arrays(3)
     assert opened.predict(pixels) == run.predict(pixels)
@@ -288,7 +307,7 @@ def test_the_command_takes_a_network_from_a_file(data, tmp_path):
     (tmp_path / "net.py").write_text(FILE + "# changed\n")
     result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", f"--model={reference}"])
     assert result.exit_code == 2
-    assert f"the source of --model has changed ({reference})" in result.output
+    assert f"the source or structure of --model has changed ({reference})" in result.output
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), f"--model={reference}"])
     assert result.exit_code == 2
     result = CliRunner().invoke(app, ["fit", f"--resume={tmp_path / 'run'}", f"--model={reference}", "--override"])
@@ -340,6 +359,19 @@ def test_a_file_whose_code_fails_is_reported(data, tmp_path):
         ),
         ({"weights": "DEFAULT"}, "`weights` are for a network that ftrain builds"),
         ({"train_dir": "a", "val_dir": "b"}, "give either images as `data`, or `train_dir`; got both"),
+        ({"model": net().requires_grad_(False)}, "`model` has no parameters that require gradients"),
+        (
+            {"loss": torch.nn.CrossEntropyLoss},
+            "`loss` must be a function; got the class CrossEntropyLoss; call it first",
+        ),
+        (
+            {
+                "loss": lambda logits, labels: torch.nn.functional.cross_entropy(
+                    logits.detach(), labels, reduction="none"
+                )
+            },
+            "`loss` does not depend on the logits in a way that can be differentiated",
+        ),
         ({"model": Net}, "got the class Net; call it first, such as Net(num_classes=10)"),
         ({"model": 42}, "`model` must be a name, FILE.py:FUNCTION or a torch.nn.Module; got int"),
     ],
@@ -389,7 +421,7 @@ def test_an_error_in_the_callers_loop_unlocks_the_run(run, data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epoch": 3}, "ftrain.fit: there is no setting 'epoch'; did you mean 'epochs'?"),
+        ({"epoch": 3}, "ftrain: there is no setting 'epoch'; did you mean 'epochs'?"),
         (
             {"data": [1, 2, 3]},
             "`data` must be a folder, or a pair of training and validation images; got list of length 3",
