@@ -70,10 +70,10 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
         donate: bool = False,
         skip: Bool[Tensor, ""] | None = None,
     ) -> tuple[Tensors, State]:
-        *states, last = opt_state if inits else (opt_state,)
-        new_states = []
+        states, last = (opt_state[:-1], opt_state[-1]) if inits else ((), opt_state)
+        new_states: list[State] = []
         for transform in transforms:
-            state = states.pop(0) if transform.init else {}
+            state = states[len(new_states)] if transform.init else {}
             grads, new_state = transform.update(grads, state, params, step)
             if transform.init:
                 new_states.append(select(skip, state, new_state))
