@@ -43,14 +43,11 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
     best = retention.best_epoch(epochs)
     if best is None:
         typer.echo("progress     no epoch is complete yet")
-        return
-    typer.echo(f"progress     {len(epochs)} of {settings.epochs} epochs")
-    typer.echo(
-        f"last         epoch {epochs[-1]['epoch']}: validation accuracy {epochs[-1]['val']['accuracy']:.1%}, loss "
-        f"{epochs[-1]['val']['loss']:.4f}"
-    )
-    typer.echo(
-        f"best         epoch {best['epoch']}: validation accuracy {best['val']['accuracy']:.1%}, loss "
-        f"{best['val']['loss']:.4f}"
-    )
-    typer.echo("checkpoints  " + ", ".join(path.name for path in checkpoint.find(opened.checkpoints)))
+    else:
+        typer.echo(f"progress     {len(epochs)} of {settings.epochs} epochs")
+        for title, line in (("last", epochs[-1]), ("best", best)):
+            typer.echo(
+                f"{title:<12} epoch {line['epoch']}: validation accuracy {line['val']['accuracy']:.1%}, loss "
+                f"{line['val']['loss']:.4f}"
+            )
+    typer.echo("checkpoints  " + (", ".join(path.name for path in checkpoint.find(opened.checkpoints)) or "none yet"))

@@ -106,7 +106,7 @@ def _headline(event: Started) -> str:
     ]
     if event.weights is not None:
         lines.append(f"weights: {event.weights}; weights.json lists them by name")
-    if event.step:
+    if 0 < event.step < spec.total_steps:
         lines.append(f"resuming from step {event.step} of {spec.total_steps}")
     return "\n".join(lines)
 
