@@ -195,7 +195,7 @@ def _copies(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def _has_ties(module: torch.nn.Module) -> bool:
-    """Whether a tensor has several names. Unless it is told, functional_call searches for such names at every call."""
+    """Whether a tensor has several names. Found once, since functional_call would otherwise search at every call."""
     names = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return len(names) > len({id(tensor) for _, tensor in names})
 

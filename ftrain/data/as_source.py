@@ -25,7 +25,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "d
 
     Args:
       data: one of
-        - a `Source`, which is returned as it is;
+        - a `Source`, which is returned unchanged;
         - the path of a folder with one folder of images per class, as for `scan`;
         - a pair (images, labels) of arrays or tensors, as for `from_arrays`;
         - an indexable data set of (image, label), as for `from_dataset`.

@@ -182,7 +182,7 @@ def read_metrics(run: RunFolder) -> tuple[list[dict[str, Any]], int]:
 
 
 def metrics_seal(run: RunFolder) -> dict[str, Any]:
-    """Size and SHA-256 of metrics.jsonl as it is now, which a checkpoint records."""
+    """The current size and SHA-256 of metrics.jsonl, which a checkpoint records."""
     data = (run.path / METRICS).read_bytes()
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 

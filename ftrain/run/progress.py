@@ -130,14 +130,14 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator
         text = describe(event, folder, epochs, time.monotonic() - epoch_start)
         may_print = time.monotonic() - last_line > PLAIN_INTERVAL
         match event:
-            case Logged(line) if may_print:
-                text = f"epoch {line['epoch']}/{epochs}  step {line['step']}  {_numbers(line)}"
+            case Logged() if may_print:
+                text = _status(event, epochs)
             case Compiling(what):
                 text = f"compiling the {what} step, which can take minutes ..."
             case Caching(0, total, size, place) if size > LARGE_CACHE:
                 text = f"caching {total} decoded images in {place}: {readable(size)}"
-            case Caching(done, total) if may_print:
-                text = f"caching decoded images: {done / total:.0%}"
+            case Caching() if may_print:
+                text = _status(event, epochs)
             case EpochEnded():
                 epoch_start = time.monotonic()
             case _:
@@ -162,6 +162,7 @@ def _in_notebook() -> bool:
 
 
 def _status(event: Event, epochs: int) -> str | None:
+    """How far a run is, in one line; None for events that do not tell."""
     match event:
         case StepTaken(step, epoch):
             return f"epoch {epoch}/{epochs}  step {step}"

@@ -29,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
-# Settings that say where the images are. Which images they are is told by their fingerprint.
+# Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
 
 Check = tuple[str, Any]  # what is expected, in words, and the attrs validator that tests it
