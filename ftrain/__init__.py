@@ -24,12 +24,13 @@ if TYPE_CHECKING:
         global_norm,
         matrices_only,
         sgd,
+        starting_at,
     )
     from ftrain.pytree import frozen
     from ftrain.run.api import events, fit, open_run
     from ftrain.run.opened import Run
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
-    from ftrain.state import DonatedError, TrainState, averaged, init_state
+    from ftrain.state import DonatedError, TrainState, averaged, init_state, restarted
     from ftrain.steps import eval_step, predict_step, train_step
 
 _NAMES_IN = {
@@ -50,12 +51,13 @@ _NAMES_IN = {
         "global_norm",
         "matrices_only",
         "sgd",
+        "starting_at",
     ],
     "pytree": ["frozen"],
     "run.api": ["events", "fit", "open_run"],
     "run.opened": ["Run"],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
-    "state": ["DonatedError", "TrainState", "averaged", "init_state"],
+    "state": ["DonatedError", "TrainState", "averaged", "init_state", "restarted"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
 _MODULES = ["data", "errors", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]

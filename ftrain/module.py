@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -45,23 +45,29 @@ class Functional(NamedTuple):
     buffers: Tensors
 
 
-def functionalize(module: torch.nn.Module) -> Functional:
+def functionalize(module: torch.nn.Module, *, frozen: Collection[str] = ()) -> Functional:
     """Splits a module into a pure function and its tensors.
 
     Args:
       module: any module. It is read, never changed: not its tensors, not its mode.
+      frozen: names of parameters that are not to be trained. They are returned among the buffers. A layer or block all
+        of whose parameters are frozen always runs as in evaluation mode: its BatchNorm layers keep their statistics,
+        and nothing in it is dropped.
 
     Returns:
       apply: `apply(params, buffers, inputs, *, train, key=None) -> (outputs, new_buffers)`. `inputs` is the module's
         one argument, or a tuple of its arguments. With train=True the module runs as after `module.train()`, else as
         after `module.eval()`. Every draw (all kinds of dropout, stochastic depth, RReLU) comes from `key`, int64 [2],
         which is needed only if there are any. `new_buffers` are new tensors even where nothing changed, except for the
-        parameters among them, which are returned as they were given.
-      params: copies of the parameters that require gradients. A parameter that modules share is in it once.
-      buffers: copies of the buffers, and of the parameters that do not require gradients and so are not trained.
+        parameters among them, which are returned as they were given. With train=False it does not matter which
+        parameters are given among the buffers.
+      params: copies of the parameters that require gradients and are not frozen. A parameter that modules share is in
+        it once.
+      buffers: copies of the buffers, and of the parameters that are not trained.
 
     Raises:
-      ValueError: for a lazy module; from `apply`, for a missing or unexpected tensor, or a draw without a key.
+      ValueError: for a lazy module, or a name in `frozen` that no parameter has; from `apply`, for a missing or
+        unexpected tensor, or a draw without a key.
       NotImplementedError: from `apply`, for a random operation that cannot be drawn from a key.
 
     >>> apply, params, buffers = functionalize(torch.nn.BatchNorm1d(3))
@@ -69,9 +75,9 @@ def functionalize(module: torch.nn.Module) -> Functional:
     >>> outputs.shape, buffers["num_batches_tracked"].item(), new_buffers["num_batches_tracked"].item()
     (torch.Size([2, 3]), 0, 1)
     """
-    params, buffers, frozen = _tensors(module)
+    params, buffers, untrained = _tensors(module, frozen)
     mutable = tuple(buffers)
-    skeletons = {train: _skeleton(module, train) for train in (True, False)}
+    skeletons = {True: _skeleton(module, True, frozen), False: _skeleton(module, False)}
     tied = _has_ties(module)
 
     def apply(
@@ -82,17 +88,20 @@ def functionalize(module: torch.nn.Module) -> Functional:
         train: bool,
         key: Int64[Tensor, "2"] | None = None,
     ) -> tuple[Any, Tensors]:
-        _check_names("parameters", params, param_names)
-        _check_names("buffers", buffers, buffer_names)
+        if train or len(params) == len(param_names):
+            _check_names("parameters", params, param_names)
+            _check_names("buffers", buffers, buffer_names)
         # One dict, because functional_call loses buffers that a module reassigns when it is given several.
-        tensors = {**params, **buffers, **{name: buffers[name].clone() for name in mutable}}
+        tensors = {**params, **buffers}
+        _check_names("tensors", tensors, param_names | buffer_names)
+        tensors |= {name: buffers[name].clone() for name in mutable}
         with keyed_draws(key):
             outputs = functional_call(skeletons[train], tensors, inputs, tie_weights=tied)
         return outputs, {name: tensors[name] for name in buffers}
 
     # Sets of names, not views of the dicts, which would keep the tensors of the module alive.
-    param_names, buffer_names = frozenset(params), frozenset([*buffers, *frozen])
-    return Functional(apply, _copies(params), _copies({**buffers, **frozen}))
+    param_names, buffer_names = frozenset(params), frozenset([*buffers, *untrained])
+    return Functional(apply, _copies(params), _copies({**buffers, **untrained}))
 
 
 def to_module(module: torch.nn.Module, params: Tensors, buffers: Tensors) -> torch.nn.Module:
@@ -116,12 +125,11 @@ def to_module(module: torch.nn.Module, params: Tensors, buffers: Tensors) -> tor
     >>> torch.equal(trained.bias, linear.bias + 1.0), trained.training
     (True, False)
     """
-    own_params, own_buffers, frozen = _tensors(module)
-    _check_names("parameters", params, own_params.keys())
-    _check_names("buffers", buffers, {**own_buffers, **frozen}.keys())
+    owned = {name: tensor for tensors in _tensors(module, ()) for name, tensor in tensors.items()}
     given = {**params, **buffers}
+    _check_names("tensors", given, owned.keys())
     copies = {}
-    for name, own in {**own_params, **own_buffers, **frozen}.items():
+    for name, own in owned.items():
         if given[name].shape != own.shape:
             raise ValueError(
                 f"{name} must have the shape {list(own.shape)}, as in the module; got {list(given[name].shape)}"
@@ -181,13 +189,16 @@ def normalized(
     return normalized_apply
 
 
-def _tensors(module: torch.nn.Module) -> tuple[Tensors, Tensors, Tensors]:
-    """The module's own trained parameters, buffers and frozen parameters, each tensor under its first name."""
+def _tensors(module: torch.nn.Module, frozen: Collection[str]) -> tuple[Tensors, Tensors, Tensors]:
+    """The module's own trained parameters, buffers and untrained parameters, each tensor under its first name."""
     if any(torch.nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
         raise ValueError("the module has lazy parameters without a shape; call it once on an example first")
-    params: Tensors = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    frozen: Tensors = {name: tensor for name, tensor in module.named_parameters() if not tensor.requires_grad}
-    return params, dict(module.named_buffers()), frozen
+    parameters = dict(module.named_parameters())
+    if unknown := sorted(set(frozen) - parameters.keys()):
+        raise ValueError(f"`frozen` must be names of parameters of the module; it has no {', '.join(unknown)}")
+    params: Tensors = {n: tensor for n, tensor in parameters.items() if tensor.requires_grad and n not in frozen}
+    untrained: Tensors = {name: tensor for name, tensor in parameters.items() if name not in params}
+    return params, dict(module.named_buffers()), untrained
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -200,17 +211,20 @@ def _has_ties(module: torch.nn.Module) -> bool:
     return len(names) > len({id(tensor) for _, tensor in names})
 
 
-def _skeleton(module: torch.nn.Module, train: bool) -> torch.nn.Module:
+def _skeleton(module: torch.nn.Module, train: bool, frozen: Collection[str] = ()) -> torch.nn.Module:
     """A copy of the module without its data: every parameter and buffer has no elements, so that a tensor which is not
     supplied raises an error because of its shape. (On the meta device some operations return uninitialised memory
-    instead.)"""
+    instead.) Where all parameters of a part are frozen, it is in evaluation mode."""
     empty: dict[int, Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         empty[id(tensor)] = torch.nn.Parameter(data, tensor.requires_grad) if is_parameter else data
     skeleton = _copy_with(module, empty).train(train)
+    trained = {id(tensor) for name, tensor in skeleton.named_parameters() if name not in frozen}
     for child in skeleton.modules():
+        if frozen and (own := list(child.parameters())) and not any(id(tensor) in trained for tensor in own):
+            child.eval()
         if isinstance(child, BatchNorm) and child.momentum is None:
             child.forward = types.MethodType(_cumulative_batch_norm, child)  # type: ignore[method-assign]
         if isinstance(child, torch.nn.Hardsigmoid):

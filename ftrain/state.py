@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import attrs
@@ -17,7 +18,7 @@ from ftrain.optim.base import select
 from ftrain.pytree import frozen
 from ftrain.torch_private import pytree
 
-__all__ = ["DonatedError", "TrainState", "averaged", "init_state"]
+__all__ = ["DonatedError", "TrainState", "averaged", "init_state", "restarted"]
 
 
 @frozen
@@ -65,16 +66,11 @@ def init_state(params: Tensors, buffers: Tensors, optimizer: Optimizer, *, seed:
     if not params:
         raise ValueError("there is nothing to train: the network has no parameters that require gradients")
     device = next(iter(params.values())).device
-    opt_state = optimizer.init(params)
-    # An optimizer whose state starts as the parameters themselves, such as an average of them, gets copies: a donated
-    # step writes into both.
-    shared = {id(param) for param in params.values()}
-    opt_state = pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in shared else leaf, opt_state)
     state = TrainState(
         step=torch.zeros((), dtype=torch.int64, device=device),
         params=params,
         buffers=buffers,
-        opt_state=opt_state,
+        opt_state=_init_optimizer(optimizer, params),
         key=ftrain.random.key(seed, device=device),
     )
     return keeping_averages(state, ema)
@@ -87,6 +83,39 @@ def keeping_averages(state: TrainState, keep: bool) -> TrainState:
     current = _averageable(state.params, state.buffers) if keep else {}
     ema = {name: tensor.clone() for name, tensor in current.items()}
     return TrainState(state.step, state.params, state.buffers, state.opt_state, state.key, ema)
+
+
+def restarted(state: TrainState, optimizer: Optimizer, trained: Iterable[str]) -> TrainState:
+    """The state at the start of a part of training in which other parameters are trained. Step, key and averages
+    continue; the optimizer starts anew. The tensors of the network are not copied.
+
+    Args:
+      optimizer: of the part that starts, such as `ftrain.optim.starting_at` makes.
+      trained: the names of the parameters that are trained from now on. All others lie among the buffers.
+
+    Raises:
+      ValueError: if there are none, or the state has no tensor of such a name.
+
+    >>> optimizer = ftrain.optim.sgd(0.1, momentum=0.9)
+    >>> state = init_state({"head": torch.ones(2)}, {"backbone": torch.ones(3)}, optimizer, seed=0)
+    >>> state = restarted(state, optimizer, ("backbone", "head"))
+    >>> list(state.params), list(state.buffers), list(state.opt_state["momentum"])
+    (['backbone', 'head'], [], ['backbone', 'head'])
+    """
+    tensors, names = {**state.params, **state.buffers}, list(trained)
+    if not names or (missing := [name for name in names if name not in tensors]):
+        found = f"no tensor {', '.join(missing)}" if names else "no names"
+        raise ValueError(f"`trained` must be names of tensors of the state; got {found}")
+    params = {name: tensors[name] for name in names}
+    buffers = {name: tensor for name, tensor in tensors.items() if name not in params}
+    return TrainState(state.step, params, buffers, _init_optimizer(optimizer, params), state.key, state.ema)
+
+
+def _init_optimizer(optimizer: Optimizer, params: Tensors) -> Any:
+    # An optimizer whose state starts as the parameters themselves, such as an average of them, gets copies: a donated
+    # step writes into both.
+    shared = {id(param) for param in params.values()}
+    return pytree.tree_map(lambda leaf: leaf.clone() if id(leaf) in shared else leaf, optimizer.init(params))
 
 
 def averaged(state: TrainState) -> TrainState:

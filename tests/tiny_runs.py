@@ -78,6 +78,8 @@ def settings(**changes):
         "cache": "none",
         "log_every": 3,
         "checkpoint_every": 2,
+        "head_epochs": 0,
+        "layer_decay": 1.0,
     }
     return Settings(**{**options, **changes})
 

@@ -8,7 +8,7 @@ with this name is complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -27,9 +27,10 @@ from ftrain.text import shown
 from ftrain.torch_private import pytree
 
 CHUNK = 2**22  # bytes that are read and hashed at a time
-EMA = "ema/"
+PARAMS, BUFFERS, EMA = "params/", "buffers/", "ema/"
 
 T = TypeVar("T")
+Template = Callable[[Collection[str]], TrainState]
 
 
 @attrs.frozen(eq=False)
@@ -103,19 +104,22 @@ def save(folder: Path, state: TrainState | Snapshot, additions: Mapping[str, Any
     return target
 
 
-def load(folder: Path, template: TrainState) -> TrainState:
+def load(folder: Path, template: TrainState | Template) -> TrainState:
     """The state in a checkpoint's folder.
 
     Args:
       template: a state of the same network and optimizer, such as `init_state` returns: the names, shapes, dtypes and
         devices to expect, which are compared before anything is allocated. Whether it has averages does not matter:
-        the result has them if the checkpoint does.
+        the result has them if the checkpoint does. Or a function from the names of the parameters that the checkpoint
+        has to such a state.
 
     Raises:
       CheckpointError: if a file is missing or damaged (`DamagedError`), or belongs to a different network or optimizer.
     """
     with _open(folder) as file:
         found = file.signatures()
+        trained = [name.removeprefix(PARAMS) for name in found if name.startswith(PARAMS)]
+        template = template if isinstance(template, TrainState) else template(trained)
         template = keeping_averages(template, any(name.startswith(EMA) for name in found))
         expected = named(template)
         _check_signatures(folder, expected, found, "network or optimizer")
@@ -131,29 +135,32 @@ def load_network(
     state is read.
 
     Args:
-      params, buffers: tensors of the same network, as templates: the names, shapes, dtypes and devices to expect.
+      params, buffers: tensors of the same network, as templates: the names, shapes, dtypes and devices to expect. Which
+        parameters were trained, and which lay among the buffers, does not matter.
 
     Raises:
       CheckpointError: if a file is missing or damaged (`DamagedError`), or belongs to a different network.
     """
-
-    def read(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return {
-            name: _laid_out_as(tensor, file.read(f"{EMA if f'{EMA}{name}' in found else prefix}{name}"))
-            for name, tensor in tensors.items()
-        }
-
     with _open(folder) as file:
         found = file.signatures()
-        expected = {f"params/{name}": tensor for name, tensor in params.items()}
-        expected |= {f"buffers/{name}": tensor for name, tensor in buffers.items()}
-        network = {name: each for name, each in found.items() if name.startswith(("params/", "buffers/"))}
+        trained = {name for name in found if name.startswith(PARAMS)}
+        tensors = {**params, **buffers}
+        paths = {n: f"{PARAMS}{n}" if f"{PARAMS}{n}" in trained else f"{BUFFERS}{n}" for n in tensors}
+        expected = {paths[name]: tensor for name, tensor in tensors.items()}
+        network = {name: each for name, each in found.items() if name.startswith((PARAMS, BUFFERS))}
         _check_signatures(folder, expected, network, "network")
-        return read(params, "params/"), read(buffers, "buffers/")
+
+        def read(templates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: _laid_out_as(tensor, file.read(f"{EMA}{name}" if f"{EMA}{name}" in found else paths[name]))
+                for name, tensor in templates.items()
+            }
+
+        return read(params), read(buffers)
 
 
-def load_first(folders: Sequence[Path], template: TrainState) -> Loaded:
-    """The first of one or more checkpoints that is not damaged.
+def load_first(folders: Sequence[Path], template: TrainState | Template) -> Loaded:
+    """The first of one or more checkpoints that is not damaged; `template` as for `load`.
 
     Raises:
       CheckpointError: if all are damaged, or the first intact one belongs to a different network or optimizer.

@@ -2,9 +2,10 @@
 
 from ftrain.models.catalogue import canonical, check_size, fits, names, smallest_size
 from ftrain.models.construct import build
+from ftrain.models.groups import head, layer_decay, matching
 from ftrain.models.hashing import function_hash
 from ftrain.models.own import absolute, build_own, is_own, load_factory, source_hash
-from ftrain.models.structure import Convolutions, convolutions, convolutions_of, parameter_count
+from ftrain.models.structure import Convolutions, convolutions, convolutions_of, parameter_count, without_data
 from ftrain.models.weights import WeightsReport, load_weights
 
 __all__ = [
@@ -19,11 +20,15 @@ __all__ = [
     "convolutions_of",
     "fits",
     "function_hash",
+    "head",
     "is_own",
+    "layer_decay",
     "load_factory",
     "load_weights",
+    "matching",
     "names",
     "parameter_count",
     "smallest_size",
     "source_hash",
+    "without_data",
 ]

@@ -42,7 +42,7 @@ def parameter_count(name: str, classes: int = 1000, image_size: int | None = Non
     >>> parameter_count("resnet34"), parameter_count("resnet34", classes=10)
     (21797672, 21289802)
     """
-    module = _without_data(name, classes, image_size)
+    module = without_data(name, classes, image_size)
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -55,7 +55,7 @@ def convolutions(name: str) -> Convolutions:
     >>> convolutions("resnet18")
     Convolutions(count=20, depthwise=0, pointwise=3)
     """
-    return convolutions_of(_without_data(name, 1, None))
+    return convolutions_of(without_data(name, 1, None))
 
 
 def convolutions_of(module: torch.nn.Module) -> Convolutions:
@@ -69,7 +69,12 @@ def convolutions_of(module: torch.nn.Module) -> Convolutions:
     return Convolutions(len(found), depthwise, sum(layer.kernel_size == (1, 1) for layer in found))
 
 
-def _without_data(name: str, classes: int, image_size: int | None) -> torch.nn.Module:
+def without_data(name: str, classes: int, image_size: int | None = None) -> torch.nn.Module:
+    """A model whose parameters have shapes but no data. Arguments and errors as for `parameter_count`.
+
+    >>> without_data("resnet18", 10).fc.weight.device
+    device(type='meta')
+    """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), _EmptyOnMeta():
         return construct(name, classes, image_size or max(224, smallest_size(name)))
 

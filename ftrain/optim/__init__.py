@@ -6,13 +6,24 @@ same result to rounding in a fraction of the time.
 
 from ftrain.optim.adagrad import adagrad
 from ftrain.optim.adam import adam, adamw
-from ftrain.optim.base import ExtendedUpdate, Mask, Optimizer, State, Tensors, Transform, Update, apply_update
-from ftrain.optim.masks import matrices_only
+from ftrain.optim.base import (
+    ExtendedUpdate,
+    LrFactors,
+    Mask,
+    Optimizer,
+    State,
+    Tensors,
+    Transform,
+    Update,
+    apply_update,
+)
+from ftrain.optim.groups import matrices_only
 from ftrain.optim.sgd import sgd
-from ftrain.optim.transforms import chain, clip_by_global_norm, global_norm
+from ftrain.optim.transforms import chain, clip_by_global_norm, global_norm, starting_at
 
 __all__ = [
     "ExtendedUpdate",
+    "LrFactors",
     "Mask",
     "Optimizer",
     "State",
@@ -28,4 +39,5 @@ __all__ = [
     "global_norm",
     "matrices_only",
     "sgd",
+    "starting_at",
 ]

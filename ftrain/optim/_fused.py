@@ -17,8 +17,8 @@ from torch.optim.adam import adam as torch_adam
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.sgd import sgd as torch_sgd
 
-from ftrain.optim.base import Mask, Optimizer, State, Tensors, select
-from ftrain.optim.masks import decay_groups
+from ftrain.optim.base import Optimizer, State, Tensors, select
+from ftrain.optim.groups import Grouping
 from ftrain.schedules import Schedule
 from ftrain.torch_private import pytree
 from ftrain.tracing import transformed
@@ -53,8 +53,7 @@ def with_kernel(
     kernel: Kernel,
     *,
     schedule: Schedule,
-    weight_decay: float,
-    mask: Mask | None,
+    grouping: Grouping,
 ) -> Optimizer:
     """An optimizer that updates by a fused kernel where it can, and by its plain arithmetic elsewhere.
 
@@ -62,7 +61,7 @@ def with_kernel(
       init: as in `Optimizer`; the state is a dict of dicts with the names of the parameters.
       arithmetic: `(grads, opt_state, params, step, rate) -> (new_params, new_opt_state)`.
       kernel: the same update in place.
-      schedule, weight_decay, mask: the optimizer's own.
+      schedule, grouping: the optimizer's own.
     """
 
     def update(
@@ -78,15 +77,15 @@ def with_kernel(
         if transformed(params, grads, rate) or not kernel.supports(rate, skip):
             return select(skip, (params, opt_state), arithmetic(grads, opt_state, params, step, rate))
         params, opt_state, grads = _writable(params, opt_state, grads, donate)
-        for decay, names in decay_groups(params, weight_decay, mask):
+        for group in grouping.groups(params):
             kernel.run(
-                _listed(params, names),
-                _listed(grads, names),
-                {key: _listed(tensors, names) for key, tensors in opt_state.items()},
-                rate=rate,
+                _listed(params, group.names),
+                _listed(grads, group.names),
+                {key: _listed(tensors, group.names) for key, tensors in opt_state.items()},
+                rate=group.rate(rate),
                 step=step,
                 skip=skip,
-                weight_decay=decay,
+                weight_decay=group.weight_decay,
             )
         return params, opt_state
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ftrain.optim import _fused
-from ftrain.optim.arithmetic import as_schedule, check_eps, check_range, descend, sqrt, zeros
-from ftrain.optim.base import Mask, Optimizer, State, Tensors
-from ftrain.optim.masks import add_decay
+from ftrain.optim.arithmetic import as_schedule, check_eps, check_range, sqrt, zeros
+from ftrain.optim.base import LrFactors, Mask, Optimizer, State, Tensors
+from ftrain.optim.groups import Grouping
 from ftrain.schedules import Schedule
 
 
@@ -17,6 +17,7 @@ def adagrad(
     eps: float = 1e-10,
     weight_decay: float = 0.0,
     mask: Mask | None = None,
+    lr_factors: LrFactors | None = None,
 ) -> Optimizer:
     """Adagrad (Duchi, Hazan and Singer, 2011), with weight decay added to the gradient.
 
@@ -27,6 +28,8 @@ def adagrad(
       eps: > 0; keeps the quotient finite.
       weight_decay: >= 0.
       mask: which parameters to decay; None for all. See `matrices_only`.
+      lr_factors: `params -> {name: factor}`: numbers >= 0 by which the learning rate of each parameter is multiplied;
+        None for 1.
 
     Returns:
       An optimizer with one tensor of state for each parameter.
@@ -42,6 +45,7 @@ def adagrad(
     """
     schedule = as_schedule(lr)
     check_range("weight_decay", weight_decay, 0.0)
+    grouping = Grouping(weight_decay, mask, lr_factors)
     check_eps(eps)
 
     def init(params: Tensors) -> State:
@@ -50,10 +54,10 @@ def adagrad(
     def arithmetic(
         grads: Tensors, opt_state: State, params: Tensors, step: Tensor, rate: Tensor
     ) -> tuple[Tensors, State]:
-        grads = add_decay(grads, params, weight_decay, mask)
+        grads = grouping.add_decay(grads, params)
         total = {name: opt_state["sum"][name] + grad * grad for name, grad in grads.items()}
         direction = {name: grad / (sqrt(total[name]) + eps) for name, grad in grads.items()}
-        return descend(params, direction, rate), {"sum": total}
+        return grouping.descend(params, direction, rate), {"sum": total}
 
     kernel = _fused.adagrad(eps=eps)
-    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, weight_decay=weight_decay, mask=mask)
+    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, grouping=grouping)

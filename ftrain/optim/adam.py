@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ftrain.optim import _fused
-from ftrain.optim.arithmetic import as_schedule, check_eps, check_range, descend, sqrt, zeros
-from ftrain.optim.base import Mask, Optimizer, State, Tensors
-from ftrain.optim.masks import add_decay
+from ftrain.optim.arithmetic import as_schedule, check_eps, check_range, sqrt, zeros
+from ftrain.optim.base import LrFactors, Mask, Optimizer, State, Tensors
+from ftrain.optim.groups import Grouping
 from ftrain.schedules import Schedule
 
 
@@ -22,6 +22,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     mask: Mask | None = None,
+    lr_factors: LrFactors | None = None,
 ) -> Optimizer:
     """Adam (Kingma and Ba, 2015, algorithm 1). Weight decay, if any, is added to the gradient, as in
     `torch.optim.Adam`.
@@ -33,7 +34,7 @@ def adam(
     >>> round(params["w"].item(), 4)
     0.9
     """
-    return _adam(lr, b1, b2, eps, weight_decay, mask, decoupled=False)
+    return _adam(lr, b1, b2, eps, Grouping(weight_decay, mask, lr_factors), decoupled=False)
 
 
 def adamw(
@@ -44,6 +45,7 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     mask: Mask | None = None,
+    lr_factors: LrFactors | None = None,
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2, in torch's form).
 
@@ -57,6 +59,8 @@ def adamw(
       eps: > 0; keeps the quotient finite.
       weight_decay: >= 0.
       mask: which parameters to decay; None for all. See `matrices_only`.
+      lr_factors: `params -> {name: factor}`: numbers >= 0 by which the learning rate of each parameter is multiplied;
+        None for 1.
 
     Returns:
       An optimizer with two tensors of state for each parameter.
@@ -69,7 +73,7 @@ def adamw(
     >>> round(params["w"].item(), 4)  # 1 - 0.1 x 0.5 - 0.1
     0.85
     """
-    return _adam(lr, b1, b2, eps, weight_decay, mask, decoupled=True)
+    return _adam(lr, b1, b2, eps, Grouping(weight_decay, mask, lr_factors), decoupled=True)
 
 
 def _adam(
@@ -77,15 +81,14 @@ def _adam(
     b1: float,
     b2: float,
     eps: float,
-    weight_decay: float,
-    mask: Mask | None,
+    grouping: Grouping,
     *,
     decoupled: bool,
 ) -> Optimizer:
     schedule = as_schedule(lr)
     check_range("b1", b1, 0.0, 1.0)
     check_range("b2", b2, 0.0, 1.0)
-    check_range("weight_decay", weight_decay, 0.0)
+    check_range("weight_decay", grouping.weight_decay, 0.0)
     check_eps(eps)
 
     def init(params: Tensors) -> State:
@@ -95,19 +98,19 @@ def _adam(
         grads: Tensors, opt_state: State, params: Tensors, step: Tensor, rate: Tensor
     ) -> tuple[Tensors, State]:
         if not decoupled:
-            grads = add_decay(grads, params, weight_decay, mask)
-        elif weight_decay:
-            params = descend(params, add_decay(zeros(params), params, weight_decay, mask), rate)
+            grads = grouping.add_decay(grads, params)
+        elif grouping.weight_decay:
+            params = grouping.descend(params, grouping.add_decay(zeros(params), params), rate)
         mean = {name: b1 * opt_state["exp_avg"][name] + (1.0 - b1) * grad for name, grad in grads.items()}
         square = {name: b2 * opt_state["exp_avg_sq"][name] + (1.0 - b2) * grad * grad for name, grad in grads.items()}
         bias1, bias2 = _bias_correction(b1, step), torch.sqrt(_bias_correction(b2, step))
         direction = {
             name: mean[name] / (sqrt(square[name]) / bias2.to(grad.dtype) + eps) for name, grad in grads.items()
         }
-        return descend(params, direction, rate / bias1), {"exp_avg": mean, "exp_avg_sq": square}
+        return grouping.descend(params, direction, rate / bias1), {"exp_avg": mean, "exp_avg_sq": square}
 
     kernel = _fused.adam(b1=b1, b2=b2, eps=eps, decoupled=decoupled)
-    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, weight_decay=weight_decay, mask=mask)
+    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, grouping=grouping)
 
 
 def _bias_correction(decay: float, step: Tensor) -> Tensor:

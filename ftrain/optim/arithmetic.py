@@ -36,10 +36,6 @@ def zeros(params: Tensors) -> Tensors:
     return {name: torch.zeros_like(param) for name, param in params.items()}
 
 
-def descend(params: Tensors, direction: Tensors, rate: Tensor) -> Tensors:
-    return {name: param - rate.to(param.dtype) * direction[name] for name, param in params.items()}
-
-
 def sqrt(square: Tensor) -> Tensor:
     """The square root, with the derivative 0 at 0 instead of infinity: a parameter whose gradients have all been zero
     must not turn a hypergradient into nan."""

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Tensors = dict[str, Tensor]
 State = Any  # a pytree of tensors
 Mask = Callable[[Tensors], dict[str, bool]]
+LrFactors = Callable[[Tensors], dict[str, float]]
 Update = Callable[[Tensors, State, Tensors, Tensor], tuple[Tensors, State]]
 
 

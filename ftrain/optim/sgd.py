@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ftrain.optim import _fused
-from ftrain.optim.arithmetic import as_schedule, check_range, descend, zeros
-from ftrain.optim.base import Mask, Optimizer, State, Tensors
-from ftrain.optim.masks import add_decay
+from ftrain.optim.arithmetic import as_schedule, check_range, zeros
+from ftrain.optim.base import LrFactors, Mask, Optimizer, State, Tensors
+from ftrain.optim.groups import Grouping
 from ftrain.schedules import Schedule
 
 
@@ -18,6 +18,7 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     mask: Mask | None = None,
+    lr_factors: LrFactors | None = None,
 ) -> Optimizer:
     """Stochastic gradient descent with momentum (Sutskever et al., 2013, in torch's form, without dampening).
 
@@ -29,6 +30,8 @@ def sgd(
       nesterov: whether to use Nesterov's momentum, which needs momentum > 0.
       weight_decay: >= 0.
       mask: which parameters to decay; None for all. See `matrices_only`.
+      lr_factors: `params -> {name: factor}`: numbers >= 0 by which the learning rate of each parameter is multiplied;
+        None for 1.
 
     Returns:
       An optimizer with one tensor of state for each parameter, or none if momentum is 0.
@@ -45,6 +48,7 @@ def sgd(
     schedule = as_schedule(lr)
     check_range("momentum", momentum, 0.0, 1.0)
     check_range("weight_decay", weight_decay, 0.0)
+    grouping = Grouping(weight_decay, mask, lr_factors)
     if nesterov and momentum == 0.0:
         raise ValueError("`nesterov=True` needs `momentum` > 0; got 0")
 
@@ -54,12 +58,12 @@ def sgd(
     def arithmetic(
         grads: Tensors, opt_state: State, params: Tensors, step: Tensor, rate: Tensor
     ) -> tuple[Tensors, State]:
-        grads = add_decay(grads, params, weight_decay, mask)
+        grads = grouping.add_decay(grads, params)
         if not momentum:
-            return descend(params, grads, rate), opt_state
+            return grouping.descend(params, grads, rate), opt_state
         velocities = {name: momentum * opt_state["momentum"][name] + grad for name, grad in grads.items()}
         ahead = {name: grads[name] + momentum * v for name, v in velocities.items()} if nesterov else velocities
-        return descend(params, ahead, rate), {"momentum": velocities}
+        return grouping.descend(params, ahead, rate), {"momentum": velocities}
 
     kernel = _fused.sgd(momentum=momentum, nesterov=nesterov)
-    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, weight_decay=weight_decay, mask=mask)
+    return _fused.with_kernel(init, arithmetic, kernel, schedule=schedule, grouping=grouping)

@@ -87,6 +87,40 @@ def chain(*parts: Transform | Optimizer) -> Optimizer:
     return Optimizer(init, update, optimizer.learning_rate, update)
 
 
+def starting_at(start: int, optimizer: Optimizer) -> Optimizer:
+    """The optimizer in a later part of a run: its schedule and its bias correction count the steps from `start` on.
+
+    Args:
+      start: the number of steps taken before its first one. Its state must come from its `init`.
+
+    Raises:
+      ValueError: for a negative number.
+
+    >>> from ftrain.optim import sgd
+    >>> from ftrain.schedules import warmup_cosine
+    >>> optimizer = starting_at(100, sgd(warmup_cosine(0.2, total_steps=50, warmup_steps=10)))
+    >>> [round(float(optimizer.learning_rate(torch.tensor(step))), 4) for step in (100, 105, 110)]
+    [0.02, 0.12, 0.2]
+    """
+    if start < 0:
+        raise ValueError(f"`start` must be >= 0; got {start}")
+
+    def update(
+        grads: Tensors,
+        opt_state: State,
+        params: Tensors,
+        step: Int64[Tensor, ""],
+        *,
+        donate: bool = False,
+        skip: Bool[Tensor, ""] | None = None,
+    ) -> tuple[Tensors, State]:
+        return apply_update(optimizer, grads, opt_state, params, step - start, donate=donate, skip=skip)
+
+    schedule = optimizer.learning_rate
+    rate = None if schedule is None else lambda step: schedule(step - start)
+    return Optimizer(optimizer.init, update, rate, update)
+
+
 def global_norm(tensors: Tensors) -> Float[Tensor, ""]:
     """The L2 norm of all tensors together, in their dtype.
 

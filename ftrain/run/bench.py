@@ -13,8 +13,9 @@ import torch
 from ftrain.data.cache import Caching, build_cache
 from ftrain.data.images import Images
 from ftrain.errors import DataError
-from ftrain.run.build import build, check
+from ftrain.run.build import build
 from ftrain.run.candidate import Candidate, Memory, Sample, input_rate, memory_of_step
+from ftrain.run.check import check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.spec import RunSpec

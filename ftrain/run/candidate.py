@@ -23,9 +23,10 @@ from ftrain.data.device import on_device
 from ftrain.data.images import Images
 from ftrain.data.source import Source
 from ftrain.run import kernels
-from ftrain.run.build import Program, build
+from ftrain.run.build import build
 from ftrain.run.custom import Custom
 from ftrain.run.spec import RunSpec
+from ftrain.run.stages import Stage
 from ftrain.state import TrainState
 from ftrain.torch_private import pytree
 
@@ -44,7 +45,7 @@ class Candidate:
       first_call: seconds that the first call took, which compiles the step if it is to be compiled.
     """
 
-    program: Program
+    stage: Stage
     state: TrainState
     batch: tuple[Tensor, Tensor, Tensor]
     first_call: float = 0.0
@@ -52,14 +53,15 @@ class Candidate:
     @classmethod
     def of(cls, spec: RunSpec, custom: Custom) -> Candidate:
         program = build(spec, custom, pretrained=False)
-        candidate = cls(program, program.init(), random_batch(spec))
+        stage = program.stages[-1]
+        candidate = cls(stage, stage.enter(program.init()), random_batch(spec))
         candidate.first_call = candidate.seconds(1)
         candidate.seconds(WARM_UP)
         return candidate
 
     @property
     def spec(self) -> RunSpec:
-        return self.program.spec
+        return self.stage.spec
 
     def seconds(self, calls: int) -> float:
         """The time that this number of steps takes."""
@@ -96,7 +98,7 @@ class Candidate:
         return statistics.median(self.seconds(calls) / other.seconds(calls) for _ in range(ROUNDS))
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        self.state, _ = self.program.train_step(self.state, batch)
+        self.state, _ = self.stage.train_step(self.state, batch)
 
 
 @attrs.frozen
@@ -131,7 +133,8 @@ def memory_of_step(spec: RunSpec, custom: Custom) -> Memory:
     probed = min(PROBED, spec.batch_size)
     small = attrs.evolve(spec, batch_size=probed, compile=False, accumulate=1)
     program = build(small, custom, pretrained=False)
-    state = program.init()
+    stage = program.stages[-1]
+    state = stage.enter(program.init())
     held = {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(state)}
     fixed = _bytes(state) + _bytes(state.params)  # and a gradient for each parameter
     saved: dict[int, int] = {}
@@ -142,7 +145,7 @@ def memory_of_step(spec: RunSpec, custom: Custom) -> Memory:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        program.train_step(state, random_batch(small))
+        stage.train_step(state, random_batch(small))
     activations = sum(size for address, size in saved.items() if address not in held)
     return Memory(fixed, -(-activations // probed), free)
 

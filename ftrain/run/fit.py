@@ -20,7 +20,8 @@ from ftrain.disk.saver import Saver
 from ftrain.errors import CheckpointError
 from ftrain.run import folder as run_folder
 from ftrain.run import kernels, retention
-from ftrain.run.build import Program, build, check
+from ftrain.run.build import Program, build
+from ftrain.run.check import check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged, Evaluating, Event, Started, Stopped
@@ -109,14 +110,13 @@ class Position:
 def _find_position(run: RunFolder, program: Program, images: Images) -> Generator[Event, None, Position]:
     """The state before the first step, or that of the last intact checkpoint; damaged ones are quarantined."""
     spec = program.spec
-    state = program.init()
     log = Log(spec.log_every, spec.steps_per_epoch)
     skipped = SkippedImages(images, spec.bad_image_cap)
     found = checkpoint.find(run.checkpoints)
     if not found:
         run_folder.check_not_lost(run)
-        return Position(state, 0, log, skipped, True, None)
-    loaded = checkpoint.load_first(found[::-1], state)
+        return Position(program.init(), 0, log, skipped, True, None)
+    loaded = checkpoint.load_first(found[::-1], program.template)
     state = keeping_averages(loaded.state, spec.ema_decay > 0.0)
     evaluated, seal = _restore(loaded, log, skipped, spec)
     for path, cause in loaded.damaged.items():
@@ -185,7 +185,7 @@ def try_once(spec: RunSpec, images: Images, custom: Custom | None = None) -> dic
         check(program)
         jobs = [images.train_jobs(0)[0], images.val_jobs()[0]]
         batches = on_device(load(images, jobs), spec.torch_device)
-        state, metrics = program.train_step(program.init(), next(batches)[0])
+        state, metrics = program.stage_at(0).train_step(program.init(), next(batches)[0])
         program.eval_step(averaged(state), next(batches)[0]).compute()
         values: dict[str, float] = metrics.compute()
     return values

@@ -92,7 +92,7 @@ class Run:
         Raises:
           CheckpointError: if there is no checkpoint, or none can be read.
         """
-        template = build(self._spec, self._custom, pretrained=False).init()
+        template = build(self._spec, self._custom, pretrained=False).template
         return checkpoint.load_first(inference.candidates(self._run, last=last), template).state
 
     def module(self, *, last: bool = False) -> torch.nn.Module:

@@ -77,11 +77,12 @@ def replay(
     before = [path for path in checkpoint.find(run.checkpoints) if checkpoint.step_of(path) < step]
     with diagnosed(spec), kernels.using(spec):
         program = build(spec, custom, pretrained=not before)
-        state = program.init()
         if before:
-            loaded = checkpoint.load_first(before[::-1], state)
+            loaded = checkpoint.load_first(before[::-1], program.template)
             state = keeping_averages(loaded.state, spec.ema_decay > 0.0)
             yield from (Damaged(cause) for cause in loaded.damaged.values())
+        else:
+            state = program.init()
         images = yield from with_caches(images, spec)
         yield from _repeat(program, images, state, step)
 
@@ -94,12 +95,15 @@ def _repeat(program: Program, images: Images, state: TrainState, step: int) -> I
         batches = on_device(loading, spec.torch_device)
         for done in range(first, step - 1):
             yield Replaying(done, step)
-            state, _ = program.train_step(state, next(batches)[0])
+            stage = program.stage_at(done)
+            state, _ = stage.train_step(stage.enter(state), next(batches)[0])
         yield Replaying(step - 1, step)
         batch, on_host = next(batches)
-        eager = attrs.evolve(program, spec=attrs.evolve(spec, compile=False))
+        stage = program.stage_at(step - 1)
+        state = stage.enter(state)
+        eager = attrs.evolve(stage, spec=attrs.evolve(spec, compile=False))
         # A step that is not finite is not skipped, because its gradients are what one wants to see.
-        train_step = eager.train_step_with(_recording(program.optimizer), skip_nonfinite=False)
+        train_step = eager.train_step_with(_recording(stage.optimizer), skip_nonfinite=False)
         recording = TrainState(**{**vars(state), "opt_state": (state.opt_state, {})})
         after, metrics = train_step(recording, batch)
     yield Replayed(

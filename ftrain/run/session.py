@@ -28,6 +28,7 @@ from ftrain.run.folder import RunFolder
 from ftrain.run.log import Log
 from ftrain.run.skipped import SkippedImages
 from ftrain.run.spec import Interval
+from ftrain.run.stages import Stage
 from ftrain.state import TrainState, averaged
 from ftrain.steps import Batch
 from ftrain.text import shown
@@ -75,10 +76,9 @@ class Session:
     _timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
     )
+    _stage: Stage | None = None
     _uncompiled: set[str] = attrs.field(
-        default=attrs.Factory(
-            lambda self: {"training", "evaluation"} if self.program.spec.compile else set(), takes_self=True
-        )
+        default=attrs.Factory(lambda self: {"evaluation"} if self.program.spec.compile else set(), takes_self=True)
     )
     _evaluated: list[Metrics] = attrs.field(factory=list)  # of the batches of the current evaluation
     _epoch_start: float = attrs.field(factory=time.monotonic)
@@ -96,7 +96,8 @@ class Session:
     def train(self, batch: Batch) -> Iterator[Event]:
         """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
         self.saver.check()
-        call = functools.partial(self.program.train_step, self.state, batch)
+        stage = self._enter_stage()
+        call = functools.partial(stage.train_step, self.state, batch)
         self.state, metrics = yield from self._announce_compile("training", call)
         self.step += 1
         yield StepTaken(self.step, self.epoch)
@@ -108,6 +109,15 @@ class Session:
             yield Saving(self._save(epoch=self.epoch, log=self.log.save()))
         if self.epoch_is_over:
             yield Evaluating(self.epoch)
+
+    def _enter_stage(self) -> Stage:
+        """The stage of the next training step, which has other steps to compile than the one before."""
+        stage = self.program.stage_at(self.step)
+        if stage is not self._stage:
+            self._stage = stage
+            self.state = stage.enter(self.state)
+            self._uncompiled = {"training", "evaluation"} if self.program.spec.compile else set()
+        return stage
 
     def evaluate(self, batch: Batch, *, last: bool) -> Iterator[Event]:
         """One batch of validation images; the last one ends the epoch."""
@@ -198,7 +208,7 @@ class Session:
 
 
 def _nonfinite(step: int, images: Images, program: Program) -> TrainingError:
-    schedule = program.optimizer.learning_rate
+    schedule = program.stage_at(step - 1).optimizer.learning_rate
     rate = float(schedule(torch.tensor(step - 1))) if schedule else float("nan")
     rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
     names = [images.train.image_name(row).removeprefix(f"{images.train.name}{os.sep}") for row in rows.tolist()]

@@ -29,6 +29,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
+# What a run did that was started before ftrain had a setting.
+BEFORE_ADDED = {"head_epochs": 0, "layer_decay": 1.0}
 # Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
 
@@ -288,6 +290,32 @@ class Settings:
         "Epochs of linear warm-up from 0 before a cosine or linear schedule. Default: 1, or a tenth of --epochs if "
         "that is less.",
         _number(0.0),
+    )
+    freeze: str = _setting(
+        "none",
+        "Fine-tuning",
+        "Parameters that are not trained: none, backbone (all but the head), or names such as 'conv1,layer[12]', "
+        "separated by commas. Frozen BatchNorm layers keep their statistics.",
+        _TEXT,
+    )
+    head_epochs: int | None = _setting(
+        None,
+        "Fine-tuning",
+        "First epochs, of --epochs, in which only the head is trained. Default: TODO with --weights, otherwise 0.",
+        _integer(0),
+    )
+    head_lr: float | None = _setting(
+        None,
+        "Fine-tuning",
+        "Peak learning rate of the head. Default: --lr.",
+        _number(0.0, above=True),
+    )
+    layer_decay: float | None = _setting(
+        None,
+        "Fine-tuning",
+        "Factor by which the learning rate falls with depth, from the head through twelve groups of layers to the "
+        "first; 1 for one rate. Default: TODO with --weights, otherwise 1.",
+        _FRACTION,
     )
     loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
     label_smoothing: float = _setting(

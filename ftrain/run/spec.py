@@ -65,6 +65,10 @@ class RunSpec:
     momentum: float
     schedule: ScheduleName
     warmup_epochs: float
+    freeze: str
+    head_epochs: int
+    head_lr: float
+    layer_decay: float
     loss: LossName
     label_smoothing: float
     clip_norm: float  # infinity for no clipping
@@ -134,6 +138,10 @@ class RunSpec:
             momentum=settings.momentum,
             schedule=settings.schedule,
             warmup_epochs=decided("warmup_epochs", settings.warmup_epochs),
+            freeze=settings.freeze,
+            head_epochs=settings.head_epochs or 0,
+            head_lr=settings.head_lr or decided("lr", settings.lr),
+            layer_decay=settings.layer_decay or 1.0,
             loss=settings.loss,
             label_smoothing=settings.label_smoothing,
             clip_norm=math.inf if settings.clip_norm is None else settings.clip_norm,

@@ -64,7 +64,8 @@ def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part
         raise SettingsError(
             "a run of one step cannot be stopped and resumed; give more `epochs` or a smaller `batch_size`"
         )
-    names = list(named(build(spec).init()))
+    program = build(spec)
+    names = list(named(program.stage_at(steps - 1).enter(program.init())))
     stop = steps // 2
     other_workers = attrs.evolve(spec, workers=0 if spec.workers else 1)
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:

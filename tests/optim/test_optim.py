@@ -26,6 +26,7 @@ from ftrain.optim import (
     clip_by_global_norm,
     matrices_only,
     sgd,
+    starting_at,
 )
 from ftrain.schedules import warmup_cosine
 
@@ -673,3 +674,81 @@ def test_hyperparameters_out_of_range_are_rejected(make: Callable[[], Optimizer]
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+# --- learning-rate factors, and optimizers that start later
+
+FACTORS = {0: 1.0, 1: 0.25, 2: 3.0}
+
+
+def factors(params: Tensors) -> dict[str, float]:
+    return {name: FACTORS[position % 3] for position, name in enumerate(params)}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", FACTORIES)
+def test_factors_equal_torchs_parameter_groups(name: str, path: Callable[[Optimizer], Updater]) -> None:
+    ours, theirs, _ = PAIRS[name]
+
+    def make(leaves: list[Any]) -> torch.optim.Optimizer:
+        return theirs([{"params": [leaf], "lr": 0.01 * FACTORS[at % 3]} for at, leaf in enumerate(leaves)])
+
+    found, _ = run(ours(0.01, lr_factors=factors), problem(), steps=10, path=path)
+    expected, _ = run_torch(make, problem(), steps=10)
+    assert_close(found, expected)
+
+
+def test_one_call_of_the_kernel_updates_all_parameters_with_the_same_decay_and_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[int, float, float]] = []
+    adam = _fused.torch_adamw
+
+    def counted(params: Any, *args: Any, lr: Any, weight_decay: float, **kwargs: Any) -> None:
+        calls.append((len(params), round(float(lr), 6), weight_decay))
+        adam(params, *args, lr=lr, weight_decay=weight_decay, **kwargs)
+
+    monkeypatch.setattr(_fused, "torch_adamw", counted)
+    params = {"w1": torch.ones(2, 2), "b1": torch.ones(2), "w2": torch.ones(2, 2), "b2": torch.ones(2)}
+    half_of_first = {"w1": 0.5, "b1": 0.5, "w2": 1.0, "b2": 1.0}
+    optimizer = adamw(0.1, weight_decay=0.3, mask=matrices_only, lr_factors=lambda params: half_of_first)
+    optimizer.update(gradients(params), optimizer.init(params), params, torch.tensor(0))
+    assert calls == [(1, 0.05, 0.3), (1, 0.05, 0.0), (1, 0.1, 0.3), (1, 0.1, 0.0)]
+    calls.clear()
+    optimizer = adamw(0.1, weight_decay=0.3, lr_factors=lambda params: half_of_first)
+    optimizer.update(gradients(params), optimizer.init(params), params, torch.tensor(0))
+    assert calls == [(2, 0.05, 0.3), (2, 0.1, 0.3)]
+
+
+def test_a_factor_of_zero_leaves_a_parameter_unchanged() -> None:
+    params = {"a": torch.ones(2), "b": torch.ones(2)}
+    optimizer = sgd(0.5, weight_decay=0.1, lr_factors=lambda params: {"a": 0.0, "b": 1.0})
+    params, _ = optimizer.update({"a": torch.ones(2), "b": torch.ones(2)}, {}, params, torch.tensor(0))
+    assert params["a"].tolist() == [1.0, 1.0]
+    assert params["b"].tolist() == pytest.approx([0.45, 0.45])
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.inf, math.nan])
+def test_factors_out_of_range_are_rejected(factor: float) -> None:
+    params = {"w": torch.ones(2)}
+    optimizer = sgd(0.5, lr_factors=lambda params: {"w": factor})
+    with pytest.raises(ValueError, match=f"`lr_factors` must return numbers >= 0; got {factor} for w"):
+        optimizer.update({"w": torch.ones(2)}, {}, params, torch.tensor(0))
+
+
+def test_an_optimizer_that_starts_later_counts_its_own_steps() -> None:
+    plain = adamw(warmup_cosine(0.1, total_steps=20, warmup_steps=5), weight_decay=0.1)
+    later = starting_at(100, plain)
+    found = expected = problem()
+    states = [plain.init(found), plain.init(found)]
+    for step in range(10):
+        expected, states[0] = plain.update(gradients(expected), states[0], expected, torch.tensor(step))
+        found, states[1] = later.update(gradients(found), states[1], found, torch.tensor(100 + step))
+    assert_identical((found, states[1]), (expected, states[0]))
+    assert later.learning_rate is not None
+    assert float(later.learning_rate(torch.tensor(102))) == pytest.approx(0.06)
+
+
+def test_an_optimizer_cannot_start_before_the_run() -> None:
+    with pytest.raises(ValueError, match="`start` must be >= 0; got -1"):
+        starting_at(-1, sgd(0.1))

@@ -1,0 +1,57 @@
+"""The network of a run as a module, and the parts of it that fine-tuning tells apart."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ftrain import models
+from ftrain.errors import SettingsError, as_usage
+from ftrain.module import Tensors
+from ftrain.run.custom import Custom, own_module
+from ftrain.run.spec import RunSpec
+from ftrain.text import shown
+
+
+def make_module(
+    spec: RunSpec, custom: Custom, *, pretrained: bool = True
+) -> tuple[torch.nn.Module, models.WeightsReport | None]:
+    """The network of a run on the CPU with its parameters before training, and what was loaded of pretrained weights. A
+    caller's own module is returned unchanged."""
+    if custom.module is not None:
+        return custom.module, None
+    if models.is_own(spec.model):
+        if spec.weights and not os.path.isfile(spec.weights):
+            raise SettingsError(
+                f"`weights` for your own network must be a file; there is no file {shown(spec.weights)}"
+            )
+        module = own_module(spec.model, classes=len(spec.classes), seed=spec.seed)
+    else:
+        module = models.build(spec.model, classes=len(spec.classes), image_size=spec.image_size, seed=spec.seed)
+    if not (pretrained and spec.weights):
+        return module, None
+    return module, as_usage(models.load_weights, module, spec.weights, name=spec.model)
+
+
+def head_of(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of the head of a run's network."""
+    more = len(spec.classes) + 1
+    if custom.module is not None:
+        return models.head(module)
+    if models.is_own(spec.model):
+        return models.head(module, own_module(spec.model, classes=more, seed=spec.seed))
+    return models.head(module, models.without_data(spec.model, more, spec.image_size))
+
+
+def placed(tensors: Tensors, spec: RunSpec) -> Tensors:
+    """The tensors on the device of the run, 4-d ones in its memory format."""
+    layout = memory_format(spec)
+    return {
+        name: tensor.to(spec.device, memory_format=layout) if tensor.ndim == 4 else tensor.to(spec.device)
+        for name, tensor in tensors.items()
+    }
+
+
+def memory_format(spec: RunSpec) -> torch.memory_format:
+    return torch.channels_last if spec.memory_format == "channels_last" else torch.contiguous_format

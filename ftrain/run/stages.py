@@ -1,0 +1,192 @@
+"""The stages of a run: the head alone, if it is trained first, and then the whole network."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import attrs
+import torch
+
+import ftrain.losses
+from ftrain import models, optim, schedules
+from ftrain.compile import compile_step
+from ftrain.errors import SettingsError, as_usage
+from ftrain.losses import Loss
+from ftrain.metrics import Metrics
+from ftrain.mix import Mix, cutmix, either, mixup
+from ftrain.module import Apply, functionalize, normalized
+from ftrain.run.custom import Custom
+from ftrain.run.network import head_of, memory_format
+from ftrain.run.spec import RunSpec
+from ftrain.state import TrainState, restarted
+from ftrain.steps import Batch, train_step
+
+LOSSES: dict[str, Loss] = {
+    "cross-entropy": ftrain.losses.cross_entropy,
+    "binary-cross-entropy": ftrain.losses.binary_cross_entropy,
+    "mean-squared-error": ftrain.losses.mean_squared_error,
+}
+
+
+@attrs.frozen(eq=False, slots=False)
+class Stage:
+    """A part of a run in which the same parameters are trained.
+
+    Attributes:
+      first: training steps before it.
+      trained: the names of the parameters that are trained in it, in the order of the module.
+      frozen: the names of the other parameters.
+      apply: the network, for images uint8 [B, 3, S, S]; it normalises them.
+    """
+
+    spec: RunSpec
+    custom: Custom
+    first: int
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    apply: Apply
+    optimizer: optim.Optimizer
+
+    def enter(self, state: TrainState) -> TrainState:
+        """The state with which the stage starts or continues."""
+        if state.params.keys() == set(self.trained):
+            return state
+        return restarted(state, self.optimizer, self.trained)
+
+    @functools.cached_property
+    def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """One training step. It donates its input state: the new state is written into the same memory."""
+        return self.train_step_with(self.optimizer)
+
+    def train_step_with(
+        self, optimizer: optim.Optimizer, *, skip_nonfinite: bool = True
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The training step with another optimizer than the run's, for a closer look at a step."""
+        spec, custom = self.spec, self.custom
+        step = functools.partial(
+            train_step,
+            apply=self.apply,
+            optimizer=optimizer,
+            loss=custom.loss or _training_loss(spec),
+            mix=_mix(spec),
+            augment=custom.augment,
+            metrics=custom.metrics,
+            precision=spec.dtype,
+            accumulate=spec.accumulate,
+            skip_nonfinite=skip_nonfinite,
+            ema_decay=spec.ema_decay or None,
+        )
+        return compile_step(step, donate=True) if spec.compile else functools.partial(step, donate=True)
+
+
+def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[Stage, ...]:
+    """The stages of a run, by their first steps.
+
+    Args:
+      module: the network of the run. It is read, not changed.
+
+    Raises:
+      SettingsError: if `freeze` matches no parameter, or leaves none to train.
+    """
+    names = tuple(name for name, param in module.named_parameters() if param.requires_grad)
+    by_layer = spec.layer_decay < 1.0 or spec.head_lr != spec.lr
+    head = head_of(spec, custom, module) if by_layer or spec.head_epochs or spec.freeze == "backbone" else ()
+    frozen = _frozen(spec, names, head)
+    factors = None
+    if by_layer:
+        factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
+    head_steps = spec.head_epochs * spec.steps_per_epoch
+    whole = make_optimizer(
+        spec,
+        _schedule(spec, spec.lr, spec.total_steps - head_steps, round(spec.warmup_epochs * spec.steps_per_epoch)),
+        factors,
+    )
+    first, trained = 0, tuple(name for name in names if name not in frozen)
+    stages = []
+    head_only = tuple(name for name in trained if name in head)
+    if head_steps and head_only != trained:
+        alone = make_optimizer(spec, _schedule(spec, spec.head_lr, head_steps, head_steps // 10))
+        stages.append((0, head_only, alone))
+        first, whole = head_steps, optim.starting_at(head_steps, whole)
+    stages.append((first, trained, whole))
+    return tuple(_stage(spec, custom, module, names, *stage) for stage in stages)
+
+
+def _stage(
+    spec: RunSpec,
+    custom: Custom,
+    module: torch.nn.Module,
+    names: tuple[str, ...],
+    first: int,
+    trained: tuple[str, ...],
+    optimizer: optim.Optimizer,
+) -> Stage:
+    frozen = tuple(name for name in names if name not in trained)
+    apply, _, _ = functionalize(module, frozen=frozen)
+    apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
+    return Stage(spec, custom, first, trained, frozen, apply, optimizer)
+
+
+def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:
+    match spec.freeze:
+        case "none":
+            return frozenset()
+        case "backbone":
+            return frozenset(names) - frozenset(head)
+    frozen = frozenset(as_usage(models.matching, names, spec.freeze))
+    if frozen == frozenset(names):
+        raise SettingsError(f"`freeze={spec.freeze}` leaves no parameter to train")
+    return frozen
+
+
+def make_optimizer(spec: RunSpec, rate: schedules.Schedule, factors: optim.LrFactors | None = None) -> optim.Optimizer:
+    """The optimizer of a run with a schedule, and with factors of the learning rate by parameter."""
+    mask = optim.matrices_only
+    match spec.optimizer:
+        case "adamw":
+            optimizer = optim.adamw(rate, weight_decay=spec.weight_decay, mask=mask, lr_factors=factors)
+        case "adam":
+            optimizer = optim.adam(rate, weight_decay=spec.weight_decay, mask=mask, lr_factors=factors)
+        case "sgd":
+            optimizer = optim.sgd(
+                rate,
+                momentum=spec.momentum,
+                nesterov=spec.momentum > 0.0,
+                weight_decay=spec.weight_decay,
+                mask=mask,
+                lr_factors=factors,
+            )
+        case "adagrad":
+            optimizer = optim.adagrad(rate, weight_decay=spec.weight_decay, mask=mask, lr_factors=factors)
+    if spec.clip_norm == float("inf"):
+        return optimizer
+    return optim.chain(optim.clip_by_global_norm(spec.clip_norm), optimizer)
+
+
+def _schedule(spec: RunSpec, peak: float, steps: int, warmup: int) -> schedules.Schedule:
+    warmup = min(warmup, steps - 1)
+    match spec.schedule:
+        case "cosine":
+            return schedules.warmup_cosine(peak, total_steps=steps, warmup_steps=warmup)
+        case "linear":
+            return schedules.warmup_linear(peak, total_steps=steps, warmup_steps=warmup)
+        case "step":
+            return schedules.step_decay(peak, every=max(1, -(-steps // 3)))
+        case "constant":
+            return schedules.constant(peak)
+
+
+def _training_loss(spec: RunSpec) -> Loss:
+    if spec.loss == "cross-entropy":
+        return functools.partial(ftrain.losses.cross_entropy, label_smoothing=spec.label_smoothing)
+    return LOSSES[spec.loss]
+
+
+def _mix(spec: RunSpec) -> Mix | None:
+    mixes = []
+    if spec.mixup:
+        mixes.append(mixup(spec.mixup, classes=len(spec.classes)))
+    if spec.cutmix:
+        mixes.append(cutmix(spec.cutmix, classes=len(spec.classes)))
+    return either(*mixes) if len(mixes) > 1 else (mixes[0] if mixes else None)
