@@ -29,9 +29,11 @@ def check(program: Program) -> None:
     if spec.batch_size != spec.accumulate:
         return
     example = torch.zeros((1, 3, spec.image_size, spec.image_size), dtype=torch.uint8, device=spec.device)
-    params, buffers = program.initial_tensors()
+    key = ftrain.random.key(0, device=spec.device)
     try:
-        program.apply(params, buffers, example, train=True, key=ftrain.random.key(0, device=spec.device))
+        for stage in program.stages:
+            state = stage.enter(program.init())
+            stage.apply(state.params, state.buffers, example, train=True, key=key)
     except ValueError as error:
         parts = f" in {spec.accumulate} parts" if spec.accumulate > 1 else ""
         raise SettingsError(
