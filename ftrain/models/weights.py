@@ -86,7 +86,9 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
     (('fc.bias',), 1.0)
     """
     path = Path(os.path.expanduser(source))
-    found = _read(path) if path.suffix.lower() in _SUFFIXES or path.is_file() else _download(str(source), canonical(name))
+    found = (
+        _read(path) if path.suffix.lower() in _SUFFIXES or path.is_file() else _download(str(source), canonical(name))
+    )
     tensors = _tensors_by_name(found, source)
     targets = module.state_dict()
     reasons = {key: _mismatch(value, targets.get(key)) for key, value in tensors.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 import torch
@@ -38,6 +39,8 @@ class Stage:
       trained: the names of the parameters that are trained in it, in the order of the module.
       frozen: the names of the other parameters.
       apply: the network, for images uint8 [B, 3, S, S]; it normalises them.
+      peak, steps, warmup: of the learning-rate schedule.
+      lr_factors: of the learning rates of the parameters; None if all have the same.
     """
 
     spec: RunSpec
@@ -46,7 +49,17 @@ class Stage:
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     apply: Apply
-    optimizer: optim.Optimizer
+    peak: float
+    steps: int
+    warmup: int
+    lr_factors: optim.LrFactors | None = None
+
+    @functools.cached_property
+    def optimizer(self) -> optim.Optimizer:
+        """The optimizer, with its schedule."""
+        rate = _schedule(self.spec, self.peak, self.steps, self.warmup)
+        optimizer = make_optimizer(self.spec, rate, self.lr_factors)
+        return optim.starting_at(self.first, optimizer) if self.first else optimizer
 
     def enter(self, state: TrainState) -> TrainState:
         """The state with which the stage starts or continues."""
@@ -96,36 +109,27 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
     factors = None
     if by_layer:
         factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
-    head_steps = spec.head_epochs * spec.steps_per_epoch
-    whole = make_optimizer(
-        spec,
-        _schedule(spec, spec.lr, spec.total_steps - head_steps, round(spec.warmup_epochs * spec.steps_per_epoch)),
-        factors,
-    )
-    first, trained = 0, tuple(name for name in names if name not in frozen)
-    stages = []
+    trained = tuple(name for name in names if name not in frozen)
     head_only = tuple(name for name in trained if name in head)
-    if head_steps and head_only != trained:
-        alone = make_optimizer(spec, _schedule(spec, spec.head_lr, head_steps, head_steps // 10))
-        stages.append((0, head_only, alone))
-        first, whole = head_steps, optim.starting_at(head_steps, whole)
-    stages.append((first, trained, whole))
-    return tuple(_stage(spec, custom, module, names, *stage) for stage in stages)
+    head_steps = spec.head_epochs * spec.steps_per_epoch if head_only != trained else 0
 
+    def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> Stage:
+        frozen = tuple(name for name in names if name not in trained)
+        apply, _, _ = functionalize(module, frozen=frozen)
+        apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
+        return Stage(spec, custom, first, trained, frozen, apply, **schedule)
 
-def _stage(
-    spec: RunSpec,
-    custom: Custom,
-    module: torch.nn.Module,
-    names: tuple[str, ...],
-    first: int,
-    trained: tuple[str, ...],
-    optimizer: optim.Optimizer,
-) -> Stage:
-    frozen = tuple(name for name in names if name not in trained)
-    apply, _, _ = functionalize(module, frozen=frozen)
-    apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
-    return Stage(spec, custom, first, trained, frozen, apply, optimizer)
+    whole = stage(
+        head_steps,
+        trained,
+        peak=spec.lr,
+        steps=spec.total_steps - head_steps,
+        warmup=round(spec.warmup_epochs * spec.steps_per_epoch),
+        lr_factors=factors,
+    )
+    if not head_steps:
+        return (whole,)
+    return stage(0, head_only, peak=spec.head_lr, steps=head_steps, warmup=head_steps // 10), whole
 
 
 def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:

@@ -17,7 +17,7 @@ from ftrain.data.cache import Caching
 from ftrain.data.folders import scan
 from ftrain.errors import DataError, TrainingError
 from ftrain.metrics import Metrics
-from ftrain.run import build, inference, provenance, session
+from ftrain.run import build, inference, provenance, session, stages
 from ftrain.run import events as kinds
 from ftrain.run.fit import fit
 from ftrain.run.opened import to_end
@@ -77,7 +77,8 @@ def test_the_compilation_of_each_step_is_announced_once(data, tmp_path, monkeypa
 
         return call
 
-    monkeypatch.setattr(build, "compile_step", not_compiled)
+    for module in (build, stages):
+        monkeypatch.setattr(module, "compile_step", not_compiled)
     run, spec, images = start(data, tmp_path / "run", epochs=2, compile=True)
     events = list(fit(run, spec, images))
     about = [event for event in events if isinstance(event, kinds.Compiling | kinds.Compiled)]

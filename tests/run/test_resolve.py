@@ -7,8 +7,9 @@ import torch
 from signal_runs import make_images
 
 from ftrain.errors import SettingsError
-from ftrain.run import build as building
+from ftrain.run import stages
 from ftrain.run.build import build
+from ftrain.run.custom import Custom
 from ftrain.run.resolve import resolve
 from ftrain.run.settings import Settings
 from ftrain.run.spec import Interval, RunSpec
@@ -67,10 +68,10 @@ def test_states_of_a_program_share_no_memory():
 
 
 def test_evaluation_builds_no_optimizer(monkeypatch):
-    def fail(spec):
+    def fail(*args):
         raise AssertionError("an optimizer was built")
 
-    monkeypatch.setattr(building, "make_optimizer", fail)
+    monkeypatch.setattr(stages, "make_optimizer", fail)
     with tiny_runs.tiny_network():
         program = build(tiny_runs.spec())
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
@@ -83,9 +84,9 @@ def test_evaluation_builds_no_optimizer(monkeypatch):
 def test_the_module_of_a_caller_is_neither_changed_nor_shared():
     module = tiny_runs.network("", classes=2, image_size=8, seed=3)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    program = build(tiny_runs.spec(memory_format="channels_last"), building.Custom(module=module))
+    program = build(tiny_runs.spec(memory_format="channels_last"), Custom(module=module))
     state = program.init()
-    program.train_step(state, (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0])))
+    program.stage_at(0).train_step(state, (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0])))
     assert module.training
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -46,6 +46,10 @@ def test_defaults() -> None:
         "weight_decay": None,
         "momentum": 0.9,
         "schedule": "cosine",
+        "freeze": "none",
+        "head_epochs": None,
+        "head_lr": None,
+        "layer_decay": None,
         "warmup_epochs": None,
         "loss": "cross-entropy",
         "label_smoothing": 0.1,
@@ -230,7 +234,7 @@ def test_flags_are_spelt_with_hyphens() -> None:
 
 def test_every_setting_has_a_group_and_a_help_text() -> None:
     for field in attrs.fields(Settings):
-        assert field.metadata["group"] in ("Model", "Data", "Training", "Run"), field.name
+        assert field.metadata["group"] in ("Model", "Data", "Training", "Fine-tuning", "Run"), field.name
         assert field.metadata["help"].endswith("."), field.name
 
 
