@@ -102,6 +102,7 @@ def by_ftrain(options):
     from ftrain.run.settings import Settings
 
     settings = Settings(
+        drop_last=True,
         model="resnet18",
         data=options.folder,
         epochs=options.epochs,
@@ -118,7 +119,7 @@ def by_ftrain(options):
         rates = []
         for event in fit(run, spec, images):
             if isinstance(event, Evaluating):
-                steps = images.steps_per_epoch
+                steps = images.pace.steps(1)
                 rates.append(steps * options.batch / (time.perf_counter() - start))
             elif isinstance(event, EpochEnded):
                 start = time.perf_counter()

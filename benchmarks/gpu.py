@@ -286,7 +286,7 @@ def resolved(options):
     fields = {"data": "folder", "epochs": "epochs", "image_size": "size", "batch_size": "batch", "device": "device"}
     asked = {field: getattr(options, name) for field, name in fields.items()}
     compiled = options.device == "cuda"  # by itself it would not be, in so short a run
-    return resolve(Settings(model=options.model, cache="ram", compile=compiled, **asked))
+    return resolve(Settings(model=options.model, cache="ram", compile=compiled, drop_last=True, **asked))
 
 
 def by_fit(options, turns):
@@ -302,10 +302,10 @@ def by_fit(options, turns):
         for event in fit(provenance.new_run(spec, images, Path(folder) / "run", []), spec, images):
             if isinstance(event, Evaluating) and 1 < event.epoch < options.epochs:
                 turns.wait()
-                seconds.append((time.perf_counter() - start) / (images.steps_per_epoch - 1))
+                seconds.append((time.perf_counter() - start) / (images.pace.steps(1) - 1))
             if not isinstance(event, StepTaken):
                 continue
-            place = (event.step - 1) % images.steps_per_epoch
+            place = (event.step - 1) % images.pace.steps(1)
             if place == 0:
                 turns.wait()
                 start = time.perf_counter()

@@ -66,17 +66,25 @@ def measure(folder, epochs):
     from ftrain.run.settings import Settings
 
     settings = Settings(
-        model=MODEL, data=folder, epochs=epochs, image_size=32, batch_size=64, device="cpu", cache="none", workers=1
+        drop_last=True,
+        model=MODEL,
+        data=folder,
+        epochs=epochs,
+        image_size=32,
+        batch_size=64,
+        device="cpu",
+        cache="none",
+        workers=1,
     )
     spec, images = resolve(settings)
     rates, memory = [], []
     with tempfile.TemporaryDirectory() as runs:
         run = provenance.new_run(spec, images, Path(runs) / "run", [])
         for event in fit(run, spec, images):
-            if isinstance(event, StepTaken) and (event.step - 1) % images.steps_per_epoch == AHEAD:
+            if isinstance(event, StepTaken) and (event.step - 1) % images.pace.steps(1) == AHEAD:
                 start = time.perf_counter()
             elif isinstance(event, Evaluating):
-                rates.append((images.steps_per_epoch - 1 - AHEAD) * 64 / (time.perf_counter() - start))
+                rates.append((images.pace.steps(1) - 1 - AHEAD) * 64 / (time.perf_counter() - start))
             elif isinstance(event, EpochEnded):
                 memory.append(status("VmRSS"))
     print(json.dumps({"rates": rates, "memory": memory, "peak": status("VmHWM")}))

@@ -73,7 +73,7 @@ def later_epochs(images, workers):
     times, memory = [], []
     start = time.perf_counter()
     for number, _ in enumerate(load(images, jobs, workers=workers), start=1):
-        if number % images.steps_per_epoch == 0:
+        if number % images.pace.steps(1) == 0:
             times.append(time.perf_counter() - start)
             memory.append(resident())
             start = time.perf_counter()
@@ -83,8 +83,10 @@ def later_epochs(images, workers):
 def measure(folder, size, workers, rounds):
     train = scan(folder / "train")
     augmentation = Augmentation(crop_scale=CROP)
-    images = Images(train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation)
-    count = images.steps_per_epoch * BATCH
+    images = Images(
+        train=train, val=train, batch_size=BATCH, image_size=size, augmentation=augmentation, drop_last=True
+    )
+    count = images.pace.steps(1) * BATCH
     rates = {"reference, first": [], "reference, later": [], "ftrain, first": [], "ftrain, cached": []}
     cache = None
     for _ in range(rounds):

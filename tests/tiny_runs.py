@@ -57,7 +57,7 @@ def images(**changes):
         eval_batch_size=3,
         image_size=8,
         augmentation=Augmentation(crop_scale=0.5),
-        **changes,
+        **{"drop_last": True, **changes},
     )
 
 
@@ -78,6 +78,7 @@ def settings(**changes):
         "cache": "none",
         "log_every": 3,
         "checkpoint_every": 2,
+        "drop_last": True,
         "head_epochs": 0,
         "layer_decay": 1.0,
     }

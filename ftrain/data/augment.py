@@ -114,8 +114,14 @@ class Augmentation:
         return torch.from_numpy(array)
 
 
-def example_draws(seed: int, epoch: int, indices: npt.NDArray[np.int64], *, count: int) -> npt.NDArray[np.float64]:
+def example_draws(
+    seed: int, epochs: int | npt.NDArray[np.int64], indices: npt.NDArray[np.int64], *, count: int
+) -> npt.NDArray[np.float64]:
     """The random numbers of each example, uniform in [0, 1): float64 [examples, count].
+
+    Args:
+      epochs: of the examples, counted from 0: one for all, or int64 [examples].
+      indices: their positions in the source, int64 [examples].
 
     They depend on the seed, the epoch and the index of the example alone. A larger `count` appends numbers and leaves
     the first ones as they are.
@@ -124,7 +130,12 @@ def example_draws(seed: int, epoch: int, indices: npt.NDArray[np.int64], *, coun
     >>> rows.shape, bool((rows[1] == example_draws(0, 1, np.array([8]), count=5)[0]).all())
     ((2, 5), True)
     """
-    keys = ftrain.random.fold_in(purpose_key(seed, "augment", epoch), torch.from_numpy(indices.copy()))
+    epochs = np.broadcast_to(epochs, indices.shape)
+    keys = torch.empty((len(indices), 2), dtype=torch.int64)
+    for epoch in np.unique(epochs).tolist():
+        rows = torch.from_numpy(epochs == epoch)
+        members = torch.from_numpy(indices[epochs == epoch])
+        keys[rows] = ftrain.random.fold_in(purpose_key(seed, "augment", epoch), members)
     draw = torch.func.vmap(lambda key: ftrain.random.uniform(key, (count,), torch.float64))
     numbers: npt.NDArray[np.float64] = draw(keys).numpy()
     return numbers

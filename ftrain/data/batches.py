@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ftrain.data.augment import example_draws
 from ftrain.data.images import Images, Job
-from ftrain.data.order import train_indices
+from ftrain.data.order import train_examples
 from ftrain.data.pixels import train_pixels, val_pixels
 from ftrain.data.workers import run_jobs, shared_zeros
 from ftrain.errors import DataError
@@ -77,9 +77,8 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     train = job.split == "train"
     source, size = (images.train, images.batch_size) if train else (images.val, images.eval_batch_size)
     if train:
-        indices = train_indices(images.seed, job.number, examples=len(source), batch_size=size)
-        epoch = job.number // images.steps_per_epoch
-        draws = example_draws(images.seed, epoch, indices, count=images.augmentation.draws)
+        indices, epochs = train_examples(images.seed, job.number, images.pace)
+        draws = example_draws(images.seed, epochs, indices, count=images.augmentation.draws)
     else:
         indices = np.arange(job.number * size, min((job.number + 1) * size, len(source)))
     shape = (size, 3, images.image_size, images.image_size)

@@ -8,6 +8,7 @@ import attrs
 
 from ftrain.data.augment import Augmentation
 from ftrain.data.cache import CacheFormat, ImageCache
+from ftrain.data.order import Pace
 from ftrain.data.source import Source
 
 
@@ -39,14 +40,15 @@ class Images:
       augmentation: how training images vary from epoch to epoch.
       seed: decides order and augmentation.
       train_cache, val_cache: decoded images, if there are any.
+      drop_last: whether to drop the examples of an epoch that do not fill a batch; see `Pace`.
       skip_bad_images: whether to skip an image that cannot be read, instead of raising an error.
 
     >>> import numpy as np
     >>> from ftrain.data import from_arrays
     >>> source = from_arrays(np.zeros((10, 8, 8), np.uint8), [0, 1] * 5)
     >>> images = Images(train=source, val=source, batch_size=4, image_size=8)
-    >>> images.steps_per_epoch, images.train_jobs(1), images.val_jobs()
-    (2, [Job(split='train', number=2), Job(split='train', number=3)], [Job(split='val', number=0)])
+    >>> images.pace.steps(1), images.train_jobs(1), images.val_jobs()
+    (3, [Job(split='train', number=3), Job(split='train', number=4)], [Job(split='val', number=0)])
     """
 
     train: Source
@@ -58,12 +60,13 @@ class Images:
     seed: int = 0
     train_cache: ImageCache | None = None
     val_cache: ImageCache | None = None
+    drop_last: bool = False
     skip_bad_images: bool = False
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Training steps in an epoch. The examples that do not fill a batch are dropped, different ones each time."""
-        return len(self.train) // self.batch_size
+    def pace(self) -> Pace:
+        """How training steps and epochs follow from the number of training images."""
+        return Pace(len(self.train), self.batch_size, self.drop_last)
 
     @property
     def eval_batches(self) -> int:
@@ -84,8 +87,7 @@ class Images:
 
     def train_jobs(self, epoch: int, *, skip: int = 0) -> list[Job]:
         """The batches of an epoch's training steps after the first `skip`. Epochs are counted from 0."""
-        first = epoch * self.steps_per_epoch
-        return [Job("train", step) for step in range(first + skip, first + self.steps_per_epoch)]
+        return [Job("train", step) for step in range(self.pace.steps(epoch) + skip, self.pace.steps(epoch + 1))]
 
     def val_jobs(self) -> list[Job]:
         """The batches of all validation data."""

@@ -66,7 +66,7 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
       source: the name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1`, `ResNet34_Weights.IMAGENET1K_V1`), which
         are downloaded once, or the path of a file with tensors by name: .safetensors, or .pth or .pt with a state dict,
         alone or under `state_dict` or `model`. Code in a file is never run.
-      name: of the model. To download weights, it must be one of the catalogue, in any spelling that `canonical` accepts.
+      name: of the model. To download weights, it must be in the catalogue, in any spelling that `canonical` accepts.
 
     Raises:
       ValueError: if the model has no such weights, if they cannot be downloaded, if there is no such file or it does

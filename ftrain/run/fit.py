@@ -110,7 +110,7 @@ class Position:
 def _find_position(run: RunFolder, program: Program, images: Images) -> Generator[Event, None, Position]:
     """The state before the first step, or that of the last intact checkpoint; damaged ones are quarantined."""
     spec = program.spec
-    log = Log(spec.log_every, spec.steps_per_epoch)
+    log = Log(spec.log_every, spec.pace)
     skipped = SkippedImages(images, spec.bad_image_cap)
     found = checkpoint.find(run.checkpoints)
     if not found:
@@ -137,7 +137,7 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
         if sums := manifest["log"]:
             log.restore(sums, spec.torch_device)
         # After a change of batch size the step may lie in the middle of an epoch.
-        evaluated = not (manifest["to_evaluate"] and manifest["step"] % spec.steps_per_epoch == 0)
+        evaluated = not (manifest["to_evaluate"] and spec.pace.ends_epoch(manifest["step"]))
         return evaluated, (int(manifest["metrics"]["bytes"]), str(manifest["metrics"]["sha256"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = shown(loaded.folder / MANIFEST)
@@ -202,9 +202,9 @@ def with_caches(images: Images, spec: RunSpec) -> Generator[Caching, None, Image
 
 def _jobs(images: Images, spec: RunSpec, step: int, *, evaluated: bool) -> Iterator[Job]:
     """The batches of a run from a step on: those of the training steps of an epoch, then the validation images."""
-    done = step // spec.steps_per_epoch - (0 if evaluated else 1)  # epochs that are over, with their evaluation
+    done = spec.pace.epochs(step) - (0 if evaluated else 1)  # epochs that are over, with their evaluation
     for epoch in range(done, spec.epochs):
-        yield from images.train_jobs(epoch, skip=max(0, step - epoch * spec.steps_per_epoch))
+        yield from images.train_jobs(epoch, skip=max(0, step - spec.pace.steps(epoch)))
         yield from images.val_jobs()
 
 

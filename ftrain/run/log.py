@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ftrain.data.order import Pace
 from ftrain.metrics import Metrics
 
 READ_INTERVAL = 0.5  # seconds between two reads; a read makes the host wait for the device
@@ -20,11 +21,11 @@ class Log:
 
     Args:
       every: steps per line.
-      per_epoch: steps per epoch.
+      pace: says which steps end an epoch.
     """
 
-    def __init__(self, every: int, per_epoch: int) -> None:
-        self.every, self.per_epoch = every, per_epoch
+    def __init__(self, every: int, pace: Pace) -> None:
+        self.every, self.pace = every, pace
         self.line: list[Metrics] = []  # of the current line
         self.unchecked: list[tuple[int, Metrics]] = []  # steps not yet known to be finite
         self.waiting: list[
@@ -37,7 +38,7 @@ class Log:
         """Adds the metrics of a step without reading them."""
         self.line.append(metrics)
         self.unchecked.append((step, metrics))
-        if step % self.every == 0 or step % self.per_epoch == 0:
+        if step % self.every == 0 or self.pace.ends_epoch(step):
             total = _total(self.line)
             self.line = []
             self.epoch.append(total)
@@ -59,7 +60,7 @@ class Log:
             values = total.compute()
             rate = values["count"] / max(when - self.line_began, 1e-9)
             self.line_began = when
-            epoch = -(-step // self.per_epoch)
+            epoch = self.pace.epoch_of(step)
             lines.append({"kind": "step", "epoch": epoch, "step": step, **values, "images_per_second": round(rate, 2)})
         self.waiting, self.last_read = [], time.monotonic()
         return lines, bad

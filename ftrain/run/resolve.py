@@ -15,6 +15,7 @@ from ftrain.data import cache
 from ftrain.data.decode import oriented_size
 from ftrain.data.folders import Index
 from ftrain.data.images import Images
+from ftrain.data.order import Pace
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
@@ -105,6 +106,7 @@ def resolve(
         image_size=image_size,
         crop_scale=settings.crop_scale or (DEFAULT_CROP_SCALE if large_images else 1.0),
         batch_size=batch_size,
+        drop_last=bool(settings.drop_last),
         eval_batch_size=settings.eval_batch_size or batch_size,
         lr=settings.lr or DEFAULT_LR[settings.optimizer],
         warmup_epochs=warmup_epochs,
@@ -121,7 +123,7 @@ def resolve(
         compile, because = kernels.pays_to_compile(
             convolutions,
             device,
-            steps=settings.epochs * (len(train) // batch_size),
+            steps=Pace(len(train), batch_size, bool(settings.drop_last)).steps(settings.epochs),
             pixels=settings.epochs * len(train) * image_size**2,
         )
         settings = attrs.evolve(settings, compile=compile)

@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from ftrain.data.images import Images
-from ftrain.data.order import train_indices
+from ftrain.data.order import train_examples
 from ftrain.disk import checkpoint
 from ftrain.disk.saver import Saver
 from ftrain.disk.snapshot import Snapshot
@@ -86,12 +86,12 @@ class Session:
     @property
     def epoch(self) -> int:
         """The epoch of the last training step, counted from 1."""
-        return -(-self.step // self.program.spec.steps_per_epoch)
+        return self.program.spec.pace.epoch_of(self.step)
 
     @property
     def epoch_is_over(self) -> bool:
         """Whether all training steps of the epoch are done."""
-        return self.step % self.program.spec.steps_per_epoch == 0
+        return self.program.spec.pace.ends_epoch(self.step)
 
     def train(self, batch: Batch) -> Iterator[Event]:
         """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
@@ -210,7 +210,7 @@ class Session:
 def _nonfinite(step: int, images: Images, program: Program) -> TrainingError:
     schedule = program.stage_at(step - 1).optimizer.learning_rate
     rate = float(schedule(torch.tensor(step - 1))) if schedule else float("nan")
-    rows = train_indices(images.seed, step - 1, examples=len(images.train), batch_size=images.batch_size)
+    rows = train_examples(images.seed, step - 1, images.pace).indices
     names = [images.train.image_name(row).removeprefix(f"{images.train.name}{os.sep}") for row in rows.tolist()]
     return TrainingError(
         f"the loss or its gradient became infinite or nan at step {step} (learning rate {rate:.3g}). The update was "

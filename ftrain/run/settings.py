@@ -30,7 +30,7 @@ SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
 # What a run did that was started before ftrain had a setting.
-BEFORE_ADDED = {"head_epochs": 0, "layer_decay": 1.0}
+BEFORE_ADDED = {"drop_last": True, "head_epochs": 0, "layer_decay": 1.0}
 # Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
 
@@ -256,6 +256,13 @@ class Settings:
     )
     eval_batch_size: int | None = _setting(
         None, "Training", "Examples per evaluation step. Default: --batch-size.", _integer(1)
+    )
+    drop_last: bool | None = _setting(
+        None,
+        "Training",
+        "Drop the examples of an epoch that do not fill a batch, different ones in each epoch. Default: fill the last "
+        "batch with the first examples of the next epoch.",
+        _TRUE_OR_FALSE,
     )
     accumulate: int = _setting(
         1,

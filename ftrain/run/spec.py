@@ -11,6 +11,7 @@ import torch
 
 from ftrain.data.augment import Augmentation
 from ftrain.data.images import Images
+from ftrain.data.order import Pace
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run.settings import LossName, OptimizerName, ScheduleName, Settings
@@ -58,6 +59,7 @@ class RunSpec:
     epochs: int
     batch_size: int
     eval_batch_size: int
+    drop_last: bool
     accumulate: int
     optimizer: OptimizerName
     lr: float
@@ -131,6 +133,7 @@ class RunSpec:
             epochs=settings.epochs,
             batch_size=decided("batch_size", settings.batch_size),
             eval_batch_size=decided("eval_batch_size", settings.eval_batch_size),
+            drop_last=settings.drop_last is not False,
             accumulate=settings.accumulate,
             optimizer=settings.optimizer,
             lr=decided("lr", settings.lr),
@@ -162,12 +165,13 @@ class RunSpec:
         )
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self.train_examples // self.batch_size
+    def pace(self) -> Pace:
+        """How training steps and epochs follow from the number of training images."""
+        return Pace(self.train_examples, self.batch_size, self.drop_last)
 
     @property
     def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.pace.steps(self.epochs)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,6 +190,7 @@ class RunSpec:
             seed=self.seed,
             batch_size=self.batch_size,
             eval_batch_size=self.eval_batch_size,
+            drop_last=self.drop_last,
             image_size=self.image_size,
             augmentation=self.augmentation,
             skip_bad_images=self.skip_bad_images,

@@ -111,7 +111,7 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
         factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
     trained = tuple(name for name in names if name not in frozen)
     head_only = tuple(name for name in trained if name in head)
-    head_steps = spec.head_epochs * spec.steps_per_epoch if head_only != trained else 0
+    head_steps = spec.pace.steps(spec.head_epochs) if head_only != trained else 0
 
     def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> Stage:
         frozen = tuple(name for name in names if name not in trained)
@@ -124,7 +124,7 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
         trained,
         peak=spec.lr,
         steps=spec.total_steps - head_steps,
-        warmup=round(spec.warmup_epochs * spec.steps_per_epoch),
+        warmup=round(spec.warmup_epochs * spec.pace.per_epoch),
         lr_factors=factors,
     )
     if not head_steps:

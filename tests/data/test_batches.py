@@ -10,7 +10,7 @@ from PIL import Image
 import ftrain.random
 from ftrain.data import Augmentation, Images, Job, load, scan
 from ftrain.data.augment import centre_view, example_draws, random_view
-from ftrain.data.order import epoch_order, train_indices
+from ftrain.data.order import Pace, epoch_order, train_examples
 from ftrain.errors import DataError
 
 
@@ -45,8 +45,49 @@ def test_an_epoch_is_a_permutation_and_epochs_differ():
 
 def test_batches_are_slices_of_the_epoch():
     order = epoch_order(3, 2, 18)
-    batches = [train_indices(3, step, examples=18, batch_size=4) for step in range(8, 12)]
-    assert np.concatenate(batches).tolist() == order[:16].tolist()
+    pace = Pace(18, 4, drop_last=True)
+    batches = [train_examples(3, step, pace) for step in range(8, 12)]
+    assert np.concatenate([batch.indices for batch in batches]).tolist() == order[:16].tolist()
+    assert {epoch for batch in batches for epoch in batch.epochs.tolist()} == {2}
+
+
+def test_a_batch_at_the_end_of_an_epoch_is_filled_from_the_next():
+    pace = Pace(10, 4)
+    assert [train_examples(0, step, pace).epochs.tolist() for step in (1, 2, 4, 5)] == [
+        [0, 0, 0, 0],
+        [0, 0, 1, 1],
+        [1, 1, 1, 1],
+        [2, 2, 2, 2],
+    ]
+    used = np.concatenate([train_examples(0, step, pace).indices for step in range(15)])
+    assert [used[first : first + 10].tolist() for first in range(0, 60, 10)] == [
+        epoch_order(0, epoch, 10).tolist() for epoch in range(6)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pace", "ends"),
+    [
+        (Pace(60, 32), [2, 4, 6, 8, 10]),  # 1.875 steps an epoch: 1.9, 3.75, 5.6, 7.5, 9.4
+        (Pace(60, 32, drop_last=True), [1, 2, 3, 4, 5]),
+        (Pace(64, 32), [2, 4, 6, 8, 10]),
+        (Pace(33, 32), [2, 3, 4, 5, 6]),
+        (Pace(5, 5), [1, 2, 3, 4, 5]),
+    ],
+)
+def test_epochs_end_where_all_their_examples_were_used(pace, ends):
+    assert [pace.steps(epochs) for epochs in range(1, 6)] == ends
+    assert [step for step in range(1, ends[-1] + 1) if pace.ends_epoch(step)] == ends
+    assert [pace.epoch_of(step) for step in ends] == [1, 2, 3, 4, 5]
+    assert [pace.epochs(step) for step in ends] == [1, 2, 3, 4, 5]
+    assert [pace.epochs(step - 1) for step in ends] == [0, 1, 2, 3, 4]
+
+
+def test_an_example_looks_the_same_in_whatever_batch_of_its_epoch():
+    """Its draws depend on the epoch that it belongs to, not on that of the batch."""
+    both = example_draws(0, np.array([1, 2]), np.array([8, 8]), count=5)
+    assert np.array_equal(both[0], example_draws(0, 1, np.array([8]), count=5)[0])
+    assert np.array_equal(both[1], example_draws(0, 2, np.array([8]), count=5)[0])
 
 
 def test_draws_depend_on_the_example_and_not_on_its_batch():
@@ -103,7 +144,7 @@ def as_bytes(batches):
 def test_batches_are_the_same_bytes_with_any_number_of_workers(folder, workers):
     images = images_of(folder)
     jobs = images.train_jobs(0) + images.val_jobs() + images.train_jobs(1)
-    assert len(jobs) == 4 + 3 + 4
+    assert len(jobs) == 5 + 3 + 4
     alone = as_bytes(load(images, jobs))
     assert as_bytes(load(images, jobs, workers=workers)) == alone
     # From the middle, as a resumed run loads them.

@@ -22,12 +22,12 @@ from kill_runs import Calls, watching
 from tiny_runs import STEPS, images, network, result, spec, start_or_resume, tiny_network, train
 
 import ftrain
-from ftrain.data.order import train_indices
+from ftrain.data.order import Pace, train_examples
 from ftrain.disk import checkpoint, durable, manifest, sealed
 from ftrain.disk.snapshot import named
 from ftrain.errors import BusyError, CheckpointError, DataError, TrainingError
 from ftrain.losses import cross_entropy
-from ftrain.run import build, events, provenance
+from ftrain.run import events, provenance, stages
 from ftrain.run import folder as run_folder
 from ftrain.run.fit import fit
 
@@ -746,10 +746,10 @@ def test_a_nonfinite_loss_stops_the_run_before_the_update(tmp_path, monkeypatch)
 
     steps = []
     folder = tmp_path / "run"
-    monkeypatch.setattr(build, "_training_loss", lambda spec: measured)
+    monkeypatch.setattr(stages, "_training_loss", lambda spec: measured)
     with pytest.raises(TrainingError) as caught:
         train(folder, checkpoint_every=1)
-    rows = train_indices(0, 5, examples=13, batch_size=3)
+    rows = train_examples(0, 5, Pace(13, 3, drop_last=True)).indices
     names = ", ".join(images().train.image_name(row) for row in rows)
     assert str(caught.value) == (
         "the loss or its gradient became infinite or nan at step 6 (learning rate 0.00854). The update was not "
@@ -778,9 +778,9 @@ def test_running_out_of_memory_is_reported_with_a_smaller_batch_size(undisturbed
             raise error
         return loss(logits, labels)
 
-    steps, loss = [], build._training_loss(spec())
+    steps, loss = [], stages._training_loss(spec())
     folder = tmp_path / "run"
-    monkeypatch.setattr(build, "_training_loss", lambda spec: too_large)
+    monkeypatch.setattr(stages, "_training_loss", lambda spec: too_large)
     with pytest.raises(
         TrainingError,
         match="memory ran out at `batch_size=3`; use `batch_size=1` in a new run, or in this one with `resume=RUN`",

@@ -42,7 +42,13 @@ def data(tmp_path_factory):
 
 
 def start(data, folder, **settings):
-    options = {"model": "shufflenet_v2_x0_5", "batch_size": 3, "workers": 0, "device": "cpu", **settings}
+    options = {
+        "model": "shufflenet_v2_x0_5",
+        "batch_size": 3,
+        "drop_last": True,
+        "workers": 0,
+        "device": "cpu",
+    } | settings
     asked = Settings(data=str(data), out=str(folder), **options)
     spec, images = resolve(asked)
     return provenance.new_run(spec, images, folder, ["ftrain", "fit"]), spec, images

@@ -40,6 +40,7 @@ def test_defaults() -> None:
         "epochs": 10,
         "batch_size": None,
         "eval_batch_size": None,
+        "drop_last": None,
         "accumulate": 1,
         "optimizer": "adamw",
         "lr": None,

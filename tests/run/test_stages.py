@@ -26,6 +26,7 @@ SETTINGS = {
     "frozen backbone": {"freeze": "backbone"},
     "frozen pattern": {"freeze": "0,1.bias", "ema_decay": 0.9},
     "head first, then frozen": {"head_epochs": 1, "warmup_epochs": 0, "freeze": "0", "ema_decay": 0.9, "accumulate": 3},
+    "nothing dropped": {"drop_last": False, "head_epochs": 1, "warmup_epochs": 0},
     "compiled": {"head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.5, "compile": True},
 }
 
@@ -36,7 +37,8 @@ def custom():
 
 def train(folder, stop_after=None, override=False, **changes):
     """Starts or resumes a run, and stops it after a step."""
-    spec, images, own = tiny_runs.spec(**changes), tiny_runs.images(), custom()
+    spec, own = tiny_runs.spec(**changes), custom()
+    images = tiny_runs.images(drop_last=spec.drop_last)
     with run_folder.lock(folder):
         if run_folder.is_started(folder):
             run = provenance.resumed_run(run_folder.read(folder), spec, images, [], custom=own, override=override)
@@ -65,7 +67,7 @@ def test_a_run_resumes_to_the_same_bits_after_any_step(name, tmp_path, monkeypat
         monkeypatch.setattr(torch, "compile", lambda step, **options: _aot(step))
     train(tmp_path / "whole", **SETTINGS[name])
     expected = tiny_runs.result(tmp_path / "whole")
-    for step in range(1, tiny_runs.STEPS):
+    for step in range(1, tiny_runs.spec(**SETTINGS[name]).total_steps):
         folder = tmp_path / str(step)
         train(folder, stop_after=step, **SETTINGS[name])
         train(folder, **SETTINGS[name])
