@@ -70,6 +70,10 @@ UNKNOWN_RANDOM = frozenset(
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
+# torch 2.11 cannot trace this method within a mode: it is a Python function that calls super().
+_TRACEABLE: dict[Any, Callable[..., Any]] = {Tensor.unflatten: torch.unflatten}
+
+
 class keyed_draws(TorchFunctionMode):
     """A context in which all kinds of dropout draw from `key`, and other random operations are errors."""
 
@@ -82,6 +86,7 @@ class keyed_draws(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        func = _TRACEABLE.get(func, func)
         if func in _KEYED:
             return _KEYED[func](self, *args, **kwargs)
         if func in _COMPOSED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import attrs
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -14,7 +15,9 @@ __all__ = ["RESERVED_NAMES", "Metric", "Metrics", "check_names", "class_scores",
 
 Metric = Callable[[Float[Tensor, "B C"], Tensor], Tensor]
 
-_OF_METRICS = ["accuracy", "correct", "count", "grad_norm", "loss", "lr", "nonfinite", "steps", "top5"]
+_OF_METRICS = [
+    *("accuracy", "correct", "count", "grad_norm", "loss", "lr", "macro_accuracy", "nonfinite", "steps", "top5")
+]
 _OF_LOG_LINES = ["epoch", "images_per_second", "kind", "left_out", "seconds", "step", "train", "val"]  # metrics.jsonl
 RESERVED_NAMES = frozenset([*_OF_METRICS, *_OF_LOG_LINES])
 
@@ -32,6 +35,7 @@ class Metrics:
       nonfinite: the number of batches whose loss or gradient was not finite.
       per_example: further sums over examples: top5, and your own metrics.
       per_step: sums over training steps: steps, lr, grad_norm.
+      per_class: in evaluation, sums over the examples of each class, [C]: correct, count.
 
     >>> logits, labels = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
     >>> batch = measure(logits, labels, losses=torch.tensor([0.5, 1.5]), weights=torch.ones(2))
@@ -45,6 +49,7 @@ class Metrics:
     nonfinite: Float[Tensor, ""]
     per_example: dict[str, Float[Tensor, ""]]
     per_step: dict[str, Float[Tensor, ""]]
+    per_class: dict[str, Float[Tensor, "C"]] = attrs.field(factory=dict)
 
     def __add__(self, other: Metrics) -> Metrics:
         """The metrics of both together. They must hold the same sums.
@@ -53,7 +58,7 @@ class Metrics:
           ValueError: if one is of training and the other of evaluation, or if their numbers of classes or their own
             metrics differ.
         """
-        ours, theirs = {*self.per_example, *self.per_step}, {*other.per_example, *other.per_step}
+        ours, theirs = ({*each.per_example, *each.per_step, *each.per_class} for each in (self, other))
         if ours != theirs:
             raise ValueError(f"only metrics with the same sums can be added; got {sorted(ours)} and {sorted(theirs)}")
         return Metrics(
@@ -63,12 +68,15 @@ class Metrics:
             nonfinite=self.nonfinite + other.nonfinite,
             per_example={name: value + other.per_example[name] for name, value in self.per_example.items()},
             per_step={name: value + other.per_step[name] for name, value in self.per_step.items()},
+            per_class={name: value + other.per_class[name] for name, value in self.per_class.items()},
         )
 
     def compute(self) -> dict[str, float]:
-        """Python floats: means over the examples (loss, accuracy, top5 and your own metrics) and over the training
-        steps (lr, grad_norm), and the totals count and nonfinite. Reads the device once. A mean over nothing is nan."""
-        names = ["loss", "accuracy", "count", "nonfinite", *self.per_example, *self.per_step]
+        """Python floats: means over the examples (loss, accuracy, top5 and your own metrics), over the training steps
+        (lr, grad_norm) and, in evaluation, over the classes that have examples (macro_accuracy, the mean of their
+        accuracies), and the totals count and nonfinite. Reads the device once. A mean over nothing is nan."""
+        macro = {"macro_accuracy": _macro_accuracy(**self.per_class)} if self.per_class else {}
+        names = ["loss", "accuracy", "count", "nonfinite", *self.per_example, *self.per_step, *macro]
         sums = [
             self.loss,
             self.correct,
@@ -76,6 +84,7 @@ class Metrics:
             self.nonfinite,
             *self.per_example.values(),
             *self.per_step.values(),
+            *macro.values(),
         ]
         values = dict(zip(names, torch.stack(sums).tolist(), strict=True))
         steps = values.pop("steps", 0.0)
@@ -92,6 +101,8 @@ def measure(
     losses: Float[Tensor, "B"],
     weights: Float[Tensor, "B"],
     metrics: Mapping[str, Metric] | None = None,
+    *,
+    by_class: bool = False,
 ) -> Metrics:
     """The metrics of one batch.
 
@@ -102,6 +113,7 @@ def measure(
       weights: how much each example counts. One with weight 0 is ignored, even if its loss or a metric of it is nan.
       metrics: your own, by name: functions of (logits, labels), as they are given here, to one number or bool per
         example, [B].
+      by_class: whether to count by class as well, for the macro-averaged accuracy.
 
     Raises:
       ValueError: for a metric with a name of ftrain's own, or one that does not return [B].
@@ -112,7 +124,8 @@ def measure(
     0.5
     """
     accumulation_dtype = torch.float32 if logits.device.type == "mps" else torch.float64
-    rank = _rank(logits, labels.argmax(dim=-1) if labels.ndim > 1 else labels)
+    label = labels.argmax(dim=-1) if labels.ndim > 1 else labels
+    rank = _rank(logits, label)
     weights = weights.to(accumulation_dtype)
 
     def total(values: Tensor) -> Tensor:
@@ -133,6 +146,7 @@ def measure(
         nonfinite=(~torch.isfinite(loss)).to(accumulation_dtype),
         per_example=per_example,
         per_step={},
+        per_class=_by_class(rank < 1, label, weights, logits.shape[-1]) if by_class else {},
     )
 
 
@@ -154,6 +168,16 @@ def check_names(names: Iterable[str]) -> None:
                 f"a metric cannot be called {name!r}, which ftrain uses itself; choose a name other than "
                 f"{', '.join(sorted(RESERVED_NAMES))}"
             )
+
+
+def _by_class(correct: Tensor, labels: Tensor, weights: Tensor, classes: int) -> dict[str, Tensor]:
+    counts = torch.where(labels[..., None] == torch.arange(classes, device=labels.device), weights[..., None], 0.0)
+    return {"correct": (counts * correct[..., None]).sum(dim=0), "count": counts.sum(dim=0)}
+
+
+def _macro_accuracy(correct: Tensor, count: Tensor) -> Tensor:
+    found = count > 0
+    return torch.where(found, correct / torch.where(found, count, 1.0), 0.0).sum() / found.sum()
 
 
 def _values(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:

@@ -137,11 +137,11 @@ def eval_step(
     >>> apply, params, buffers = ftrain.module.functionalize(torch.nn.Linear(3, 2))
     >>> state = ftrain.state.init_state(params, buffers, ftrain.optim.sgd(0.1), seed=0)
     >>> sorted(eval_step(state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), apply=apply).compute())
-    ['accuracy', 'count', 'loss', 'nonfinite']
+    ['accuracy', 'count', 'loss', 'macro_accuracy', 'nonfinite']
     """
     inputs, labels, weights = unpack_batch(batch)
     logits = predict_step(state, inputs, apply=apply, precision=precision)
-    return measure(logits, labels, loss(logits, labels), weights, metrics)
+    return measure(logits, labels, loss(logits, labels), weights, metrics, by_class=True)
 
 
 def predict_step(

@@ -250,3 +250,20 @@ def test_class_scores_of_a_perfect_classifier() -> None:
     assert found["recall"].tolist() == [1.0, 1.0, 1.0]
     assert found["f1"].tolist() == [1.0, 1.0, 1.0]
     assert found["images"].tolist() == [3.0, 1.0, 2.0]
+
+
+def test_the_macro_accuracy_is_the_mean_over_the_classes_that_have_examples():
+    # Three of class 0, of which two are correct; one of class 2, which is not; none of class 1. One does not count.
+    logits = torch.eye(3)[[0, 0, 1, 0, 2]]
+    labels, weights = torch.tensor([0, 0, 0, 2, 2]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    batch = measure(logits, labels, torch.ones(5), weights, by_class=True)
+    values = (batch + batch).compute()
+    assert values["accuracy"] == 0.5
+    assert values["macro_accuracy"] == pytest.approx((2 / 3 + 0.0) / 2)
+    assert batch.per_class["count"].tolist() == [3.0, 0.0, 1.0]
+    assert "macro_accuracy" not in measure(logits, labels, torch.ones(5), weights).compute()
+
+
+def test_the_macro_accuracy_of_nothing_is_nan():
+    nothing = measure(torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2), torch.zeros(2), by_class=True)
+    assert math.isnan(nothing.compute()["macro_accuracy"])

@@ -105,7 +105,8 @@ class EpochEnded:
     Attributes:
       train, val: metrics of the epoch, as in metrics.jsonl.
       skipped: bad images skipped in the run so far.
-      best_epoch: the epoch with the highest validation accuracy so far, the first of several.
+      best_epoch: the best epoch so far by the setting `best_by`, the first of several.
+      best_accuracy: its validation accuracy.
     """
 
     epoch: int
@@ -115,6 +116,14 @@ class EpochEnded:
     checkpoint: Path
     best_epoch: int
     best_accuracy: float
+
+
+@attrs.frozen
+class EndedEarly:
+    """The run is over before its last epoch, because `patience` epochs in a row were not better than the best."""
+
+    epoch: int
+    best_epoch: int
 
 
 @attrs.frozen
@@ -137,5 +146,6 @@ Event = (
     | Saving
     | Evaluating
     | EpochEnded
+    | EndedEarly
     | Stopped
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import TypeVar
@@ -24,7 +25,7 @@ from ftrain.run.build import Program, build
 from ftrain.run.check import check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
-from ftrain.run.events import Damaged, Evaluating, Event, Started, Stopped
+from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, Started, Stopped
 from ftrain.run.folder import RunFolder
 from ftrain.run.log import Log
 from ftrain.run.session import Session
@@ -61,6 +62,8 @@ def fit(
       WorkerError: if a process that loads images is killed.
       OSError: if the run's folder cannot be written; the checkpoints before are intact.
     """
+    deadline = time.monotonic() + spec.max_seconds
+    asked, stop = stop, lambda: asked() or time.monotonic() >= deadline
     with diagnosed(spec, resumable=True), kernels.using(spec), Saver() as saver:
         program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
         check(program)
@@ -73,6 +76,8 @@ def fit(
             images = cached
             yield from position.skipped.add_cached(images)
         session = yield from _start(run, program, images, saver, position)
+        if position.evaluated and session.epoch_is_over and session.is_over:
+            return
         jobs = functools.partial(_jobs, images, spec, session.step, evaluated=position.evaluated)
         loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
         batches = on_device(loading, spec.torch_device)
@@ -87,7 +92,11 @@ def fit(
                 if job.split == "train":
                     yield from session.train(batch)
                 else:
-                    yield from session.evaluate(batch, last=job.number == images.eval_batches - 1)
+                    last = job.number == images.eval_batches - 1
+                    yield from session.evaluate(batch, last=last)
+                    if last and session.is_over and session.step < spec.total_steps:
+                        yield EndedEarly(session.epoch, session.best_epoch)
+                        return
 
 
 @attrs.frozen(eq=False)
@@ -154,7 +163,7 @@ def _start(
         run_folder.write_weights_report(run, program.weights)
     if damage := run_folder.rewind_metrics(run, position.metrics_seal, position.step):
         yield Damaged(damage)
-    best = retention.best_epoch(run_folder.read_metrics(run)[0])
+    best = retention.best_epoch(run_folder.read_metrics(run)[0], spec.best_by)
     session = Session(
         run,
         program,
@@ -164,7 +173,7 @@ def _start(
         position.step,
         position.log,
         position.skipped,
-        best=(best["epoch"], best["val"]["accuracy"]) if best else None,
+        best=(best["epoch"], best["val"]) if best else None,
     )
     yield Started(
         spec=spec,

@@ -39,7 +39,8 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-      metrics: loss (nats), accuracy, top5 (of more than five classes), count, and the caller's own.
+      metrics: loss (nats), accuracy, macro_accuracy (the mean over the classes), top5 (of more than five classes),
+        count, and the caller's own.
       confusion: int64 [C, C], how many images of each label (row) got each prediction (column).
       skipped: why images were skipped.
     """
@@ -78,7 +79,7 @@ def candidates(run: RunFolder, *, last: bool = False) -> list[Path]:
     found = checkpoint.find(run.checkpoints)
     if not found:
         raise CheckpointError(f"{shown(run.path)} has no checkpoint yet")
-    return found[::-1] if last else retention.best_first(found)
+    return found[::-1] if last else retention.best_first(found, run.settings.best_by)
 
 
 def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last: bool = False) -> Restored:
@@ -120,7 +121,7 @@ def evaluation(restored: Restored, images: Images, *, workers: int | None = None
             with kernels.using(spec):
                 logits = program.predict_step(state, inputs)
             losses = program.loss(logits, labels)
-            parts.append(measure(logits, labels, losses, weights, program.custom.metrics))
+            parts.append(measure(logits, labels, losses, weights, program.custom.metrics, by_class=True))
             cells = labels * classes + logits.argmax(dim=-1)
             confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
             skipped.extend(on_host.skipped.values())

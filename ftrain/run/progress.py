@@ -17,6 +17,7 @@ from ftrain.run.events import (
     Compiled,
     Compiling,
     Damaged,
+    EndedEarly,
     EpochEnded,
     Evaluating,
     Event,
@@ -66,6 +67,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | N
             return f"warning: {cause}"
         case Compiled(what, took):
             return f"compiled the {what} step in {took:.0f} s"
+        case EndedEarly(epoch, best_epoch):
+            return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
         case EpochEnded():
             best = "  best" if event.best_epoch == event.epoch else ""
             return (

@@ -7,29 +7,41 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ftrain.disk import checkpoint, manifest
+from ftrain.run.settings import BestBy
 from ftrain.run.spec import RunSpec
 
 T = TypeVar("T")
 
 
-def ranked(epochs: Iterable[T], accuracy: Callable[[T], float]) -> list[T]:
-    """Epochs by validation accuracy, the best first, and the earliest of equals first.
+def score(val: Mapping[str, float], by: BestBy) -> float:
+    """How good the validation metrics of an epoch are: the higher, the better."""
+    match by:
+        case "accuracy":
+            return val["accuracy"]
+        case "macro":
+            return val.get("macro_accuracy", float("-inf"))
+        case "loss":
+            return -val["loss"] if val["loss"] == val["loss"] else float("-inf")  # nan is the worst
+
+
+def ranked(epochs: Iterable[T], value: Callable[[T], float]) -> list[T]:
+    """Epochs by their scores, the best first, and the earliest of equals first.
 
     Args:
       epochs: in their order.
     """
-    return sorted(epochs, key=lambda epoch: -accuracy(epoch))
+    return sorted(epochs, key=lambda epoch: -value(epoch))
 
 
-def best_epoch(lines: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def best_epoch(lines: Iterable[Mapping[str, Any]], by: BestBy) -> Mapping[str, Any] | None:
     """The line of the best epoch among the lines of metrics.jsonl; None if no epoch is complete."""
     epochs = [line for line in lines if line["kind"] == "epoch"]
-    return next(iter(ranked(epochs, lambda line: float(line["val"]["accuracy"]))), None)
+    return next(iter(ranked(epochs, lambda line: score(line["val"], by))), None)
 
 
-def best_first(checkpoints: Sequence[Path]) -> list[Path]:
+def best_first(checkpoints: Sequence[Path], by: BestBy) -> list[Path]:
     """Checkpoints in the order in which to try them for the best: first those whose manifest cannot be read, since they
-    may have been the best; then those of epochs by accuracy; then those from within an epoch. Within the first and the
+    may have been the best; then those of epochs by score; then those from within an epoch. Within the first and the
     last group the newest comes first.
 
     Args:
@@ -39,7 +51,7 @@ def best_first(checkpoints: Sequence[Path]) -> list[Path]:
     unread = [path for path in checkpoints if path not in manifests]
     ended = [path for path in checkpoints if "val" in manifests.get(path, {})]
     within = [path for path in checkpoints if path in manifests and path not in ended]
-    return [*unread[::-1], *ranked(ended, lambda path: float(manifests[path]["val"]["accuracy"])), *within[::-1]]
+    return [*unread[::-1], *ranked(ended, lambda path: score(manifests[path]["val"], by)), *within[::-1]]
 
 
 def prune(folder: Path, spec: RunSpec) -> None:
@@ -48,6 +60,6 @@ def prune(folder: Path, spec: RunSpec) -> None:
     found = checkpoint.find(folder)
     manifests = manifest.read_all(found)
     ended = [path for path in found if "val" in manifests.get(path, {})]
-    best = ranked(ended, lambda path: float(manifests[path]["val"]["accuracy"]))[:1]
+    best = ranked(ended, lambda path: score(manifests[path]["val"], spec.best_by))[:1]
     stations = [path for path in ended if manifests[path]["epoch"] >= spec.save_station]
     checkpoint.prune(folder, {*found[-spec.keep_last :], *best, *stations})

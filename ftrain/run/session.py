@@ -60,7 +60,7 @@ class Session:
     Attributes:
       step: training steps done, known without waiting for the device.
       saved_step: that of the last checkpoint.
-      best: the best epoch so far and its accuracy.
+      best: the best epoch so far and its validation metrics.
     """
 
     run: RunFolder
@@ -71,7 +71,7 @@ class Session:
     step: int
     log: Log
     skipped: SkippedImages
-    best: tuple[int, float] | None = None
+    best: tuple[int, dict[str, float]] | None = None
     saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
     _timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
@@ -92,6 +92,17 @@ class Session:
     def epoch_is_over(self) -> bool:
         """Whether all training steps of the epoch are done."""
         return self.program.spec.pace.ends_epoch(self.step)
+
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far; 0 before the first evaluation."""
+        return self.best[0] if self.best else 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether enough epochs in a row were not better than the best. Asked after an evaluation."""
+        patience = self.program.spec.patience
+        return bool(patience and self.best_epoch and self.epoch - self.best_epoch >= patience)
 
     def train(self, batch: Batch) -> Iterator[Event]:
         """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
@@ -166,11 +177,13 @@ class Session:
         }
         run_folder.append_metrics(self.run, [line])
         epochs = [self.best] if self.best else []
-        self.best = retention.ranked([*epochs, (epoch, val["accuracy"])], operator.itemgetter(1))[0]
+        by = self.program.spec.best_by
+        self.best = retention.ranked([*epochs, (epoch, val)], lambda each: retention.score(each[1], by))[0]
         saved = self._save(epoch=epoch, val=val)
         self._evaluated = []
         self.restart_clock()
-        return EpochEnded(epoch, train, val, self.skipped.count, saved, *self.best)
+        best, metrics = self.best
+        return EpochEnded(epoch, train, val, self.skipped.count, saved, best, metrics["accuracy"])
 
     def _save(self, **notes: Any) -> Path:
         """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""

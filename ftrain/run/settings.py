@@ -20,6 +20,7 @@ LossName = Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
 OnBadImage = Literal["stop", "skip"]
+BestBy = Literal["accuracy", "loss", "macro"]
 Precision = Literal["auto", "float32", "bfloat16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,7 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # How messages call the two splits of the data.
 SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
-HARMLESS = frozenset({"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every"})
+HARMLESS = frozenset(
+    {"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every", "patience", "max_time"}
+)
 # What a run did that was started before ftrain had a setting.
 BEFORE_ADDED = {"drop_last": True, "head_epochs": 0, "layer_decay": 1.0}
 # Settings that locate the images. Their fingerprint identifies them.
@@ -78,6 +81,7 @@ _INTERVAL = (
     "a number of steps such as 500, or of minutes such as 10m",
     v.and_(v.instance_of(str), v.matches_re("[1-9][0-9]*m?")),
 )
+_DURATION = ("a time such as 90s, 30m or 2h", v.and_(v.instance_of(str), v.matches_re("[1-9][0-9]*[smh]")))
 _JITTER = (
     "four numbers >= 0, the last (hue) <= 0.5, such as 0.4,0.4,0.4,0.1",
     v.and_(
@@ -378,6 +382,26 @@ class Settings:
         "Run",
         "Use only deterministic kernels. Those of a CPU always are; those of a GPU are slower.",
         _TRUE_OR_FALSE,
+    )
+    best_by: BestBy = _setting(
+        "accuracy",
+        "Run",
+        "What makes an epoch the best: the highest validation accuracy, the lowest validation loss, or the highest "
+        "macro-averaged accuracy, the mean over the classes.",
+        _one_of(BestBy),
+    )
+    patience: int | None = _setting(
+        None,
+        "Run",
+        "Stop after this many epochs in a row that are not better than the best. Default: train all epochs.",
+        _integer(1),
+    )
+    max_time: str | None = _setting(
+        None,
+        "Run",
+        "Save and stop after this time, such as 90s, 30m or 2h. Resuming continues, for as long again. Default: no "
+        "limit.",
+        _DURATION,
     )
     save_station: int | None = _setting(
         None,

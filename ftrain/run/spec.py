@@ -14,7 +14,7 @@ from ftrain.data.images import Images
 from ftrain.data.order import Pace
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
-from ftrain.run.settings import LossName, OptimizerName, ScheduleName, Settings
+from ftrain.run.settings import BestBy, LossName, OptimizerName, ScheduleName, Settings
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ class Interval:
         if text is None:
             return cls()
         return cls(minutes=int(text[:-1])) if text.endswith("m") else cls(steps=int(text))
+
+
+def _seconds(duration: str | None) -> float:
+    """A time such as 90s, 30m or 2h in seconds; infinity for None."""
+    return math.inf if duration is None else int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +88,9 @@ class RunSpec:
     compile: bool
     compile_because: str  # in words
     deterministic: bool
+    best_by: BestBy
+    patience: int  # 0 to train all epochs
+    max_seconds: float  # infinity for no limit
     save_station: int  # later than the last epoch if no epoch's checkpoint is kept for its number
     keep_last: int
     checkpoint_every: Interval
@@ -157,6 +165,9 @@ class RunSpec:
             compile=bool(settings.compile),
             compile_because=compile_because,
             deterministic=settings.deterministic,
+            best_by=settings.best_by,
+            patience=settings.patience or 0,
+            max_seconds=_seconds(settings.max_time),
             save_station=settings.save_station or settings.epochs + 1,
             keep_last=settings.keep_last,
             checkpoint_every=Interval.parse(settings.checkpoint_every),

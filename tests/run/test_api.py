@@ -18,7 +18,15 @@ from ftrain.errors import BusyError, DataError, SettingsError
 from ftrain.run.events import EpochEnded, Opened, Started, StepTaken, Stopped
 
 MODEL = "shufflenet_v2_x0_5"
-OPTIONS = {"epochs": 2, "batch_size": 4, "device": "cpu", "workers": 0, "cache": "none", "log_every": 1}
+OPTIONS = {
+    "epochs": 2,
+    "batch_size": 4,
+    "drop_last": True,
+    "device": "cpu",
+    "workers": 0,
+    "cache": "none",
+    "log_every": 1,
+}
 
 
 class Net(torch.nn.Module):

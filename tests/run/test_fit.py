@@ -64,7 +64,7 @@ def test_the_events_of_an_epoch_come_in_order(data, tmp_path):
     names = [type(event).__name__ for event in events]
     assert names == ["Started", "StepTaken", "StepTaken", "StepTaken", "Evaluating", "EpochEnded"]
     assert (len(events[0].spec.classes), events[0].spec.train_examples, events[0].val_examples) == (2, 10, 4)
-    assert (events[0].step, events[0].spec.steps_per_epoch, events[0].spec.total_steps) == (0, 3, 3)
+    assert (events[0].step, events[0].spec.pace.steps(1), events[0].spec.total_steps) == (0, 3, 3)
     assert [event.step for event in events[1:4]] == [1, 2, 3]
     assert events[-1].best_epoch == 1
     assert events[-1].best_accuracy == events[-1].val["accuracy"]
@@ -128,20 +128,58 @@ def test_the_learning_rate_of_a_line_is_the_mean_over_its_steps(data, tmp_path):
     assert rates == pytest.approx([(0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3], rel=1e-6)
 
 
-def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkeypatch):
-    run, spec, images = start(data, tmp_path / "run", epochs=4, keep_last=1)
-    accuracies = iter([0.25, 0.75, 0.75, 0.5])
+def with_accuracies(monkeypatch, values):
+    """Makes the validation accuracy of epoch n values[n - 1]."""
+    found = iter(values)
     compute = Metrics.compute
 
-    def with_accuracy(metrics):
+    def scripted(metrics):
         values = compute(metrics)
-        return values if "lr" in values else {**values, "accuracy": next(accuracies)}  # lr is of training
+        return values if metrics.per_step else {**values, "accuracy": next(found)}
 
-    monkeypatch.setattr(Metrics, "compute", with_accuracy)
+    monkeypatch.setattr(Metrics, "compute", scripted)
+
+
+def test_the_best_checkpoint_outlives_worse_ones_after_it(data, tmp_path, monkeypatch):
+    run, spec, images = start(data, tmp_path / "run", epochs=4, keep_last=1)
+    with_accuracies(monkeypatch, [0.25, 0.75, 0.75, 0.5])
     ends = [event for event in fit(run, spec, images) if isinstance(event, kinds.EpochEnded)]
     assert [(end.best_epoch, end.best_accuracy) for end in ends] == [(1, 0.25), (2, 0.75), (2, 0.75), (2, 0.75)]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step_00000006", "step_00000012"]
     assert inference.restore(run, spec).checkpoint.name == "step_00000006"
+
+
+def test_patience_ends_a_run_after_epochs_that_are_not_better(data, tmp_path, monkeypatch):
+    with_accuracies(monkeypatch, [0.2, 0.6, 0.5, 0.6, 0.9])
+    run, spec, images = start(data, tmp_path / "run", epochs=5, patience=2)
+    events = list(fit(run, spec, images))
+    assert events[-1] == kinds.EndedEarly(epoch=4, best_epoch=2)
+    assert [event.epoch for event in events if isinstance(event, kinds.EpochEnded)] == [1, 2, 3, 4]
+    again = list(fit(run, spec, images))  # which finds nothing left to do
+    assert [type(event).__name__ for event in again] == ["Started"]
+    more = attrs.evolve(spec, patience=3)
+    assert [event.epoch for event in fit(run, more, images) if isinstance(event, kinds.EpochEnded)] == [5]
+
+
+def test_patience_does_not_end_a_run_after_its_last_epoch(data, tmp_path, monkeypatch):
+    with_accuracies(monkeypatch, [0.6, 0.5])
+    run, spec, images = start(data, tmp_path / "run", epochs=2, patience=1)
+    assert isinstance(list(fit(run, spec, images))[-1], kinds.EpochEnded)
+
+
+def test_a_run_stops_when_its_time_is_over_and_can_resume(data, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ftrain.run.fit.time", SimpleNamespace(monotonic=lambda: now[0]))
+    run, spec, images = start(data, tmp_path / "run", epochs=2, max_time="2m")
+    assert spec.max_seconds == 120.0
+    steps = []
+    for event in fit(run, spec, images):
+        if isinstance(event, kinds.StepTaken):
+            steps.append(event.step)
+            now[0] += 30.0
+    assert (steps, event) == ([1, 2, 3, 4], kinds.Stopped(4))
+    rest = [event.step for event in fit(run, spec, images) if isinstance(event, kinds.StepTaken)]
+    assert rest == [5, 6]
 
 
 def test_a_loss_that_is_no_longer_finite_ends_the_run_and_leaves_the_last_checkpoint(data, tmp_path):

@@ -39,6 +39,8 @@ def test_a_run_of_an_earlier_ftrain_resumes_to_the_same_bits(tmp_path):
     assert [(line["kind"], line["step"], line.keys()) for line in lines] == [
         (line["kind"], line["step"], line.keys()) for line in expected_lines
     ]
+    for line in lines:
+        line.get("val", {}).pop("macro_accuracy", None)  # which the earlier ftrain did not measure
     if exact:
         timeless = [
             [{name: value for name, value in line.items() if name not in tiny_runs.CLOCKED} for line in each]

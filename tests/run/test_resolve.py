@@ -32,7 +32,7 @@ def test_nothing_in_a_spec_is_none(data):
     assert (spec.lr, spec.weight_decay, spec.clip_norm, spec.ema_decay) == (0.001, 0.05, float("inf"), 0.0)
     assert (spec.save_station, spec.checkpoint_every, spec.warmup_epochs) == (11, Interval(), 1.0)
     assert (spec.precision, spec.memory_format, spec.compile) == ("float32", "channels_last", False)
-    assert (spec.steps_per_epoch, spec.total_steps) == (1, 10)
+    assert (spec.pace.steps(1), spec.total_steps) == (1, 10)
     assert spec.notes == ("the training step is not compiled: this run has only 10 steps",)
     assert (images.batch_size, images.image_size, images.augmentation) == (13, 32, spec.augmentation)
 

@@ -8,8 +8,8 @@ from ftrain.disk import checkpoint, sealed
 from ftrain.run import retention
 
 
-def line(epoch, accuracy):
-    return {"kind": "epoch", "epoch": epoch, "step": 4 * epoch, "val": {"accuracy": accuracy, "loss": 1.0}}
+def line(epoch, accuracy, loss=1.0, **val):
+    return {"kind": "epoch", "epoch": epoch, "step": 4 * epoch, "val": {"accuracy": accuracy, "loss": loss, **val}}
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,25 @@ def line(epoch, accuracy):
 )
 def test_the_best_epoch_is_the_first_of_the_highest_accuracy(accuracies, best):
     lines = [{"kind": "step", "step": 1}, *(line(n, accuracy) for n, accuracy in enumerate(accuracies, start=1))]
-    assert retention.best_epoch(lines)["epoch"] == best
+    assert retention.best_epoch(lines, "accuracy")["epoch"] == best
+
+
+def test_an_epoch_is_the_best_by_accuracy_by_loss_or_by_the_mean_over_the_classes():
+    lines = [
+        line(1, 0.9, 0.5, macro_accuracy=0.3),
+        line(2, 0.8, 0.4, macro_accuracy=0.6),
+        line(3, 0.7, 0.6, macro_accuracy=0.7),
+        line(4, 0.6, float("nan"), macro_accuracy=0.7),
+    ]
+    assert {by: retention.best_epoch(lines, by)["epoch"] for by in ("accuracy", "loss", "macro")} == {
+        "accuracy": 1,
+        "loss": 2,
+        "macro": 3,
+    }
 
 
 def test_there_is_no_best_epoch_before_the_first_one_ends():
-    assert retention.best_epoch([{"kind": "step", "step": 1}]) is None
+    assert retention.best_epoch([{"kind": "step", "step": 1}], "accuracy") is None
 
 
 def make(folder, step, *, accuracy=None, epoch=None):
@@ -45,7 +59,7 @@ def test_the_order_in_which_checkpoints_are_tried_for_the_best(tmp_path):
     equal = make(tmp_path, 12, accuracy=0.7, epoch=3)
     later = make(tmp_path, 14, epoch=4)
     found = checkpoint.find(tmp_path)
-    assert retention.best_first(found) == [damaged, good, equal, worse, later, within]
+    assert retention.best_first(found, "accuracy") == [damaged, good, equal, worse, later, within]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,21 @@ def ftrain_command(*arguments):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--device", "cpu", "--workers", 0, "--log-every", 1]
+    options = [
+        "--model",
+        MODEL,
+        "--epochs",
+        2,
+        "--batch-size",
+        4,
+        "--drop-last",
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--log-every",
+        1,
+    ]
     options += ["--checkpoint-every", 2, "--keep-last", 9, "--cache", "none", "--mean", "0.4,0.5,0.6"]
     result = ftrain_command("fit", "--data", data, *options, "--out", folder)
     assert result.exit_code == 0, result.output
@@ -202,7 +216,7 @@ def test_a_step_that_a_run_does_not_have(run):
 
 @pytest.mark.slow
 def test_verify_resume_reports_that_a_run_is_bit_exact(data):
-    options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--device", "cpu", "--workers", 0]
+    options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--drop-last", "--device", "cpu", "--workers", 0]
     result = ftrain_command("verify-resume", "--data", data, *options, "--steps", 4)
     assert result.exit_code == 0, result.output
     expected = f"bit-exact: {MODEL}, 32 px, batch 4, float32, cpu, 4 steps: all 680 tensors have the same bits"
