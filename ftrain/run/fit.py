@@ -68,7 +68,8 @@ def fit(
         program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
         check(program)
         position = yield from _find_position(run, program, images)
-        if position.step < spec.total_steps:
+        over = _ended_early(run, spec, position)
+        if position.step < spec.total_steps and not over:
             cached = yield from _until(stop, with_caches(images, spec))
             if cached is None:
                 yield Stopped(position.step)
@@ -76,7 +77,7 @@ def fit(
             images = cached
             yield from position.skipped.add_cached(images)
         session = yield from _start(run, program, images, saver, position)
-        if position.evaluated and session.epoch_is_over and session.is_over:
+        if over:
             return
         jobs = functools.partial(_jobs, images, spec, session.step, evaluated=position.evaluated)
         loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
@@ -151,6 +152,14 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = shown(loaded.folder / MANIFEST)
         raise CheckpointError(f"{where} lacks what a run needs to resume: {shown(str(error))}") from error
+
+
+def _ended_early(run: RunFolder, spec: RunSpec, position: Position) -> bool:
+    """Whether the run ended before its last epoch because no further epoch was better."""
+    if not (position.evaluated and spec.pace.ends_epoch(position.step)):
+        return False
+    best = retention.best_epoch(run_folder.read_metrics(run)[0], spec.best_by, until=position.step)
+    return best is not None and retention.patience_is_over(spec, spec.pace.epochs(position.step), best["epoch"])
 
 
 def _start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +34,15 @@ def ranked(epochs: Iterable[T], value: Callable[[T], float]) -> list[T]:
     return sorted(epochs, key=lambda epoch: -value(epoch))
 
 
-def best_epoch(lines: Iterable[Mapping[str, Any]], by: BestBy) -> Mapping[str, Any] | None:
-    """The line of the best epoch among the lines of metrics.jsonl; None if no epoch is complete."""
-    epochs = [line for line in lines if line["kind"] == "epoch"]
+def best_epoch(lines: Iterable[Mapping[str, Any]], by: BestBy, *, until: float = math.inf) -> Mapping[str, Any] | None:
+    """The line of the best epoch among the lines of metrics.jsonl up to a step; None if no epoch is complete."""
+    epochs = [line for line in lines if line["kind"] == "epoch" and line["step"] <= until]
     return next(iter(ranked(epochs, lambda line: score(line["val"], by))), None)
+
+
+def patience_is_over(spec: RunSpec, epoch: int, best_epoch: int) -> bool:
+    """Whether the run ends after an epoch, because enough in a row were not better than the best."""
+    return bool(spec.patience) and epoch - best_epoch >= spec.patience
 
 
 def best_first(checkpoints: Sequence[Path], by: BestBy) -> list[Path]:

@@ -100,9 +100,8 @@ class Session:
 
     @property
     def is_over(self) -> bool:
-        """Whether enough epochs in a row were not better than the best. Asked after an evaluation."""
-        patience = self.program.spec.patience
-        return bool(patience and self.best_epoch and self.epoch - self.best_epoch >= patience)
+        """Whether the run ends after this epoch, which has been evaluated."""
+        return retention.patience_is_over(self.program.spec, self.epoch, self.best_epoch)
 
     def train(self, batch: Batch) -> Iterator[Event]:
         """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
