@@ -38,6 +38,7 @@ def check(
     note("loading ...")
     from ftrain.data.check import check as look
     from ftrain.data.folders import scan
+    from ftrain.data.skipped import skipped_line
     from ftrain.disk.durable import write_file
     from ftrain.errors import as_usage
 
@@ -52,6 +53,8 @@ def check(
             parts["val"] = as_usage(scan, folder / "val", classes=train.classes)
     else:
         parts = {"all": as_usage(scan, folder)}
+    if line := skipped_line(*parts.values()):
+        typer.echo(line)
     report = with_bar(look(parts, workers=workers), "reading", sum(map(len, parts.values())))
     for part, counts in report.classes.items():
         numbers = sorted(counts.values())

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ftrain.data.decode import read_image
-from ftrain.data.folders import Index
+from ftrain.data.index import Index
 from ftrain.data.workers import run_jobs
 from ftrain.errors import DataError
 

@@ -16,6 +16,7 @@ import simplejpeg
 
 # Imported by name, because Pillow would otherwise import all of its fifty formats to identify a file.
 from PIL import (  # noqa: F401
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -29,11 +30,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ftrain.data import heif
 from ftrain.errors import DataError
 from ftrain.text import shown
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_FORMAT_NAMES = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")  # and HEIF, in ftrain.data.heif
+_FORMAT_NAMES = f"{', '.join(_FORMATS)} or HEIC"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +66,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _as_data_error(path):
-        image = Image.open(path, formats=_FORMATS)
+        image = _opened(path)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow only warns
         image.close()
@@ -123,6 +125,15 @@ def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) 
     rows, columns = pixels.shape[:2]
     first, above = min(round(left), columns - 1), min(round(top), rows - 1)
     return pixels[above : max(above + 1, round(bottom)), first : max(first + 1, round(right))]
+
+
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if not heif.is_heif(path):
+            raise
+    return heif.open_image(path)
 
 
 def _decoded(
@@ -245,7 +256,7 @@ def _as_data_error(path: str | os.PathLike[str]) -> Generator[None]:
         cause = "the file is empty" if empty else f"it is not a {_FORMAT_NAMES} file, or it is truncated"
         raise DataError(_unreadable(path, cause)) from error
     except Exception as error:
-        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise DataError(_unreadable(path, cause)) from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ftrain.random
-from ftrain.data.folders import Index
+from ftrain.data.index import Index
 from ftrain.data.order import purpose_key
 from ftrain.disk import durable
 from ftrain.errors import SettingsError

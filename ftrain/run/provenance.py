@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain.data.folders import Index
 from ftrain.data.images import Images
+from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder

@@ -13,8 +13,9 @@ import torch
 from ftrain import models
 from ftrain.data import cache
 from ftrain.data.decode import oriented_size
-from ftrain.data.folders import Index
 from ftrain.data.images import Images
+from ftrain.data.index import Index
+from ftrain.data.skipped import skipped_line
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
@@ -65,6 +66,8 @@ def resolve(
         settings, notes = located(settings)
         sources = open_sources(settings)
     train, val = sources
+    if line := skipped_line(train, val):
+        notes.append(line)
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(

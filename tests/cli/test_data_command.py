@@ -85,6 +85,14 @@ def test_check_of_one_folder_of_classes(data, tmp_path):
     assert "all: 10 images of 2 classes" in result.output
 
 
+def test_check_counts_other_files(data, tmp_path):
+    for name in ("train/a/1.pdf", "train/b/2.pdf", "val/a/3.mov", "train/a/Thumbs.db", "train/a/.DS_Store"):
+        (data / name).write_text("nothing")
+    result = ftrain_command("data", "check", data, "--out", tmp_path / "out", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert "skipped: 2 .pdf, 1 .mov\n" in result.output
+
+
 def test_preview(data, tmp_path):
     file = tmp_path / "seen.png"
     result = ftrain_command(

@@ -25,7 +25,7 @@ from ftrain.data.cache.fill import fill
 from ftrain.data.cache.format import CacheFormat
 from ftrain.data.cache.images import ImageCache
 from ftrain.data.cache.plan import CachePlan
-from ftrain.data.folders import Index
+from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.disk import durable
 from ftrain.text import readable
