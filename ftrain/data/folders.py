@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from array import array
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ftrain.data import heif
-from ftrain.data.index import Index
+from ftrain.data.index import Index, fingerprint_of
 from ftrain.data.skipped import described, kind_of
 from ftrain.errors import DataError
 from ftrain.text import shown
@@ -88,17 +87,12 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skippe
     place = _place(top)
     names_of_labels = names if classes is None else [os.fsencode(name) for name in classes]
     labels_of = {name: label for label, name in enumerate(names_of_labels)}
-    digest = hashlib.sha256()
-    for name in labels_of:
-        digest.update(b"%s\0" % name)
     paths: list[str] = []
     sizes, modified = array("q"), array("q")
     counts: list[int] = []
     for name in names:
         images = _images(top, name, (place,), skipped)
         images.sort()
-        for path, size, _ in images:
-            digest.update(b"\0%s\0%d" % (path, size))
         paths.extend([os.fsdecode(path) for path, _, _ in images])
         sizes.extend([size for _, size, _ in images])
         modified.extend([when for _, _, when in images])
@@ -119,14 +113,16 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skippe
             f"only one class folder in {shown(root)}: {_listed(names)}; a classifier needs at least two. Put the "
             "images of each class in a folder of its own"
         )
+    known = tuple(os.fsdecode(name) for name in labels_of)
+    lengths = np.frombuffer(sizes, dtype=np.int64)
     return Index(
         root=root,
-        classes=tuple(os.fsdecode(name) for name in labels_of),
+        classes=known,
         paths=tuple(paths),
         labels=np.repeat(np.array([labels_of[name] for name in names], dtype=np.int64), counts),
-        sizes=np.frombuffer(sizes, dtype=np.int64),
+        sizes=lengths,
         modified=np.frombuffer(modified, dtype=np.int64),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_of(known, paths, lengths),
         skipped=dict(skipped),
     )
 
@@ -136,7 +132,7 @@ def _class_folders(top: bytes) -> tuple[list[bytes], int]:
     names, stray, known = [], 0, _known_suffixes()
     with os.scandir(top) as entries:
         for entry in entries:
-            if _is_ignored(entry.name):
+            if is_ignored(entry.name):
                 continue
             if entry.is_dir():
                 names.append(entry.name)
@@ -159,7 +155,7 @@ def _images(top: bytes, folder: bytes, above: _Places, skipped: Counter[str]) ->
         with os.scandir(os.path.join(top, folder)) as entries:
             for entry in entries:
                 name = entry.name
-                if _is_ignored(name):
+                if is_ignored(name):
                     continue
                 if name.lower().endswith(known) and entry.is_file():
                     status = entry.stat()
@@ -177,7 +173,8 @@ def _known_suffixes() -> tuple[bytes, ...]:
     return tuple(suffix.encode() for suffix in suffixes())
 
 
-def _is_ignored(name: bytes) -> bool:
+def is_ignored(name: bytes) -> bool:
+    """Whether a file or folder is hidden, or is none of the user's."""
     return name.startswith(b".") or name.lower() in _METADATA
 
 

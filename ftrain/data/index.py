@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -30,6 +31,8 @@ class Index:
       modified: int64 [N], the times when the files were last written, in nanoseconds since 1970.
       fingerprint: a SHA-256 over the classes, the paths and the sizes, in hexadecimal.
       skipped: how many files were found that are not images known here, by kind: by their suffix, such as ".pdf".
+      split: of a part of an index that was split automatically, what config.json records of the split.
+      groups: int64 [N]; images with the same number must not be divided by an automatic split. None: any may be.
 
     >>> from ftrain.data import sample_folder, scan
     >>> index = scan(sample_folder() / "val")
@@ -46,6 +49,8 @@ class Index:
     modified: npt.NDArray[np.int64]
     fingerprint: str
     skipped: Mapping[str, int] = attrs.field(factory=dict)
+    split: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    groups: npt.NDArray[np.int64] | None = attrs.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,6 +72,26 @@ class Index:
         """The path of the image at `position`."""
         return os.path.join(self.root, self.paths[position])
 
+    def part(self, chosen: npt.NDArray[np.bool_], **changes: Any) -> Index:
+        """Some of the images, with the classes of all.
+
+        Args:
+          chosen: which ones, bool [N].
+          changes: other attributes that differ.
+        """
+        positions = np.flatnonzero(chosen)
+        paths = tuple(self.paths[position] for position in positions.tolist())
+        return attrs.evolve(
+            self,
+            paths=paths,
+            labels=self.labels[positions],
+            sizes=self.sizes[positions],
+            modified=self.modified[positions],
+            groups=None if self.groups is None else self.groups[positions],
+            fingerprint=fingerprint_of(self.classes, paths, self.sizes[positions]),
+            **changes,
+        )
+
     def class_fingerprints(self) -> dict[str, dict[str, int | str]]:
         """How many images each class has, and a SHA-256 over their paths and sizes, to find out what has changed."""
         found: dict[str, dict[str, int | str]] = {}
@@ -77,3 +102,13 @@ class Index:
                 digest.update(b"\0%s\0%d" % (os.fsencode(self.paths[position]), self.sizes[position]))
             found[name] = {"images": len(members), "fingerprint": digest.hexdigest()}
         return found
+
+
+def fingerprint_of(classes: Iterable[str], paths: Iterable[str], sizes: npt.NDArray[np.int64]) -> str:
+    """A SHA-256 over the names of classes, and over the paths and sizes of files."""
+    digest = hashlib.sha256()
+    for name in classes:
+        digest.update(b"%s\0" % os.fsencode(name))
+    for path, size in zip(paths, sizes.tolist(), strict=True):
+        digest.update(b"\0%s\0%d" % (os.fsencode(path), size))
+    return digest.hexdigest()

@@ -152,9 +152,16 @@ class Settings:
     data: str | None = _setting(
         None,
         "Data",
-        "Folder that contains train/ and val/, each with one folder per class. Default: ./data if it contains both, "
-        "otherwise a sample of Fashion-MNIST.",
+        "Folder that contains train/ and val/, each with one folder per class; or one folder per class, which is split "
+        "automatically. Default: ./data, or a sample of Fashion-MNIST if there is no such folder.",
         _TEXT,
+    )
+    val_fraction: float = _setting(
+        0.2,
+        "Data",
+        "Fraction of each class for validation where images are split automatically. Near-duplicates stay together, "
+        "and --seed does not change the split.",
+        _number(0.0, above=True, below=1.0),
     )
     dataset: str | None = _setting(
         None,

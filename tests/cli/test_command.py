@@ -386,7 +386,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     )
     refused(2, "--device must be auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
     refused(2, f"no such folder: {tmp_path}/nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
-    refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
+    refused(2, "--data is nowhere, which does not exist", "fit", "--data", "nowhere")
     refused(2, "cifar10", "fit", "--dataset", "cifar11")
     refused(
         2, "give either --dataset, or --train-dir", "fit", "--dataset", "mnist", "--train-dir", "a", "--val-dir", "b"
