@@ -114,16 +114,20 @@ def uneven(counts: Mapping[str, int]) -> str | None:
     """A warning if some classes have far fewer images than others; None otherwise.
 
     >>> uneven({"cat": 100, "dog": 3})
-    'the classes are uneven: "dog" has 3 images, "cat" has 100. A high accuracy may then hide that small classes are ...
+    'the classes are uneven: "dog" has 3 images and "cat" has 100. A high accuracy may then hide that small classes are ...
     """
     smallest, largest = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
     if counts[smallest] * UNEVEN > counts[largest]:
         return None
     return (
-        f'the classes are uneven: "{shown(smallest)}" has {counts[smallest]} images, "{shown(largest)}" has '
+        f'the classes are uneven: "{shown(smallest)}" has {_images(counts[smallest])} and "{shown(largest)}" has '
         f"{counts[largest]}. A high accuracy may then hide that small classes are not learned; look at the scores of "
         "each class in `ftrain evaluate`, and add images"
     )
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _counts(index: Index) -> dict[str, int]:

@@ -80,7 +80,7 @@ def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
         found = layout_of(path)
         if found.train and found.val:
             return f"contains {shown(path.name)}/ with {shown(found.train.name)}/ and {shown(found.val.name)}/", path
-    with_images = [path for path in inside if _has_images(path, depth=2)]
+    with_images = [path for path in inside if _has_images(path, depth=2) and not _is_output(path)]
     if len(with_images) > 1:
         return None
     tables = _tables_in(folder)
@@ -128,6 +128,13 @@ def _has_images(folder: Path, *, depth: int) -> bool:
     if any(name.lower().endswith(suffixes()) for name in names):
         return True
     return depth > 1 and any(_has_images(path, depth=depth - 1) for path in folders_in(folder))
+
+
+def _is_output(folder: Path, *, depth: int = 3) -> bool:
+    """Whether a folder is that of a run or of `ftrain data check`, or contains such folders, as runs/ does."""
+    if (folder / "config.json").is_file() or (folder / "check.json").is_file():
+        return True
+    return depth > 1 and any(_is_output(path, depth=depth - 1) for path in folders_in(folder))
 
 
 def _tables_in(folder: Path) -> list[Path]:

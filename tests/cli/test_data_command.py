@@ -174,7 +174,7 @@ def test_check_warns_when_classes_are_uneven(tmp_path):
             picture(tmp_path / "all" / name / f"{number}.png", number)
     result = ftrain_command("data", "check", tmp_path / "all", "--out", tmp_path / "out", "--workers", 0)
     assert result.exit_code == 0, result.output
-    assert 'warning: the classes are uneven: "few" has 3 images, "many" has 100. A high accuracy' in result.output
+    assert 'warning: the classes are uneven: "few" has 3 images and "many" has 100. A high accuracy' in result.output
 
 
 def test_check_of_the_folder_above_suggests_the_right_one(data, tmp_path, monkeypatch):

@@ -70,6 +70,12 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
             "photos",
         ),
         ("photos/a/1.jpg photos/b/1.jpg", ".", "contains a single folder, photos/", "photos"),
+        (
+            "photos/a/1.jpg photos/b/1.jpg runs/net/1/config.json runs/net/1/x.png check/check.json check/x.png",
+            ".",
+            "contains a single folder, photos/",
+            "photos",
+        ),
         ("photos/a/1.jpg photos/b/1.jpg notes/x.txt", ".", "contains a single folder, photos/", "photos"),
         ("photos/a/1.jpg photos/b/1.jpg", "photos/a", "is the folder of one class", "photos"),
         ("photos/train/a/1.jpg photos/train/b/1.jpg photos/val/a/1.jpg", "photos/train/a", "of one class", "photos"),
