@@ -114,7 +114,7 @@ def uneven(counts: Mapping[str, int]) -> str | None:
     """A warning if some classes have far fewer images than others; None otherwise.
 
     >>> uneven({"cat": 100, "dog": 3})
-    'the classes are uneven: "dog" has 3 images and "cat" has 100. A high accuracy may then hide that small classes are ...
+    'the classes are uneven: "dog" has 3 images and "cat" has 100. A high accuracy may then hide that small classes ...
     """
     smallest, largest = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
     if counts[smallest] * UNEVEN > counts[largest]:

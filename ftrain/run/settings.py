@@ -18,6 +18,7 @@ OptimizerName = Literal["adamw", "adam", "sgd", "adagrad"]
 ScheduleName = Literal["cosine", "linear", "step", "constant"]
 LossName = Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
+FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
 OnBadImage = Literal["stop", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -178,6 +179,14 @@ class Settings:
         "Side of the network's square input images, in pixels. Default: the images' median shorter side, rounded "
         "to a multiple of 32, at most 224.",
         _integer(1, 4096),
+    )
+    fit: FitName = _setting(
+        "crop",
+        "Data",
+        "How an image that is not square becomes a square, in evaluate, predict and export, and in training without "
+        "random crops: crop uses the square at its centre; pad adds bars of the colour --mean; stretch changes its "
+        "ratio.",
+        _one_of(FitName),
     )
     crop_scale: float | None = _setting(
         None,
