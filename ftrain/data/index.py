@@ -32,7 +32,6 @@ class Index:
       fingerprint: a SHA-256 over the classes, the paths and the sizes, in hexadecimal.
       skipped: how many files were found that are not images known here, by kind: by their suffix, such as ".pdf".
       split: of a part of an index that was split automatically, what config.json records of the split.
-      groups: int64 [N]; images with the same number must not be divided by an automatic split. None: any may be.
 
     >>> from ftrain.data import sample_folder, scan
     >>> index = scan(sample_folder() / "val")
@@ -50,7 +49,6 @@ class Index:
     fingerprint: str
     skipped: Mapping[str, int] = attrs.field(factory=dict)
     split: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    groups: npt.NDArray[np.int64] | None = attrs.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,7 +85,6 @@ class Index:
             labels=self.labels[positions],
             sizes=self.sizes[positions],
             modified=self.modified[positions],
-            groups=None if self.groups is None else self.groups[positions],
             fingerprint=fingerprint_of(self.classes, paths, self.sizes[positions]),
             **changes,
         )

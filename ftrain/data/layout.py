@@ -1,5 +1,5 @@
-"""How images lie in a folder: in train/ and val/, or in one folder per class; and which folder or table was meant if
-they lie otherwise."""
+"""How images lie in a folder: in train/ and val/, or in one folder per class; and which folder was meant if they lie
+otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ftrain.text import shown
 
 TRAINING = "train"
 VALIDATION = ("val", "valid", "validation", "test")  # the first of these that a folder contains is used
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @attrs.frozen
@@ -63,8 +62,8 @@ def layout_of(folder: Path) -> Layout:
 
 
 def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
-    """What is wrong with a folder that is given as one of classes, and the folder or table that was probably meant;
-    None if nothing is.
+    """What is wrong with a folder that is given as one of classes, and the folder that was probably meant; None if
+    nothing is.
 
     Args:
       whole: whether it should hold all images, and not only those of train/, say.
@@ -83,17 +82,12 @@ def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
     with_images = [path for path in inside if _has_images(path, depth=2) and not _is_output(path)]
     if len(with_images) > 1:
         return None
-    tables = _tables_in(folder)
     if with_images:
         if len(folders_in(with_images[0])) > 1:
             return f"contains a single folder, {shown(with_images[0].name)}/", with_images[0]
-        if not tables:
-            return None
-        return f"contains a single folder of images, and the table {shown(tables[0].name)}", tables[0]
+        return None
     if not _has_images(folder, depth=1):
         return None
-    if tables := tables or _tables_in(above):
-        return f"contains images without class folders; {shown(tables[0])} may have their labels", tables[0]
     classes = [path for path in folders_in(above) if _has_images(path, depth=1)]
     if len(classes) > 1:
         around = layout_of(Path(os.path.abspath(above)).parent) if above.name.lower() == TRAINING else Layout()
@@ -135,10 +129,3 @@ def _is_output(folder: Path, *, depth: int = 3) -> bool:
     if (folder / "config.json").is_file() or (folder / "check.json").is_file():
         return True
     return depth > 1 and any(_is_output(path, depth=depth - 1) for path in folders_in(folder))
-
-
-def _tables_in(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
-    except OSError:
-        return []

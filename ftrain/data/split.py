@@ -54,7 +54,6 @@ def split_automatically(
     notes: tuple[str, ...] = ()
     if chosen is None:
         groups = yield from near_duplicates(index)
-        groups = joined(groups, index.groups) if index.groups is not None else groups
         chosen = choose_validation(index, fraction=fraction, seed=seed, groups=groups)
         notes = tuple(unusual(index, chosen, groups))
     record = {
@@ -107,23 +106,6 @@ def choose_validation(
             chosen[positions] = False
             chosen[positions[np.argsort(draws[positions], kind="stable")[:wanted]]] = True
     return chosen
-
-
-def joined(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The groups in which images are together that are together in one of two groupings, int64 [N].
-
-    >>> joined(np.array([0, 0, 2, 3, 4]), np.array([7, 8, 8, 9, 9])).tolist()
-    [0, 0, 0, 3, 3]
-    """
-    groups, before = np.arange(len(one)), None
-    while before is None or (groups != before).any():
-        before = groups
-        for grouping in (one, other):
-            _, inverse = np.unique(grouping, return_inverse=True)
-            smallest = np.full(len(groups), len(groups))
-            np.minimum.at(smallest, inverse, groups)
-            groups = smallest[inverse]
-    return groups
 
 
 def split_into_folders(index: Index, out: Path, chosen: npt.NDArray[np.bool_], how: How) -> Generator[int]:

@@ -79,10 +79,6 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
         ("photos/a/1.jpg photos/b/1.jpg notes/x.txt", ".", "contains a single folder, photos/", "photos"),
         ("photos/a/1.jpg photos/b/1.jpg", "photos/a", "is the folder of one class", "photos"),
         ("photos/train/a/1.jpg photos/train/b/1.jpg photos/val/a/1.jpg", "photos/train/a", "of one class", "photos"),
-        ("photos/1.jpg photos/labels.csv", "photos", "photos/labels.csv may have their labels", "photos/labels.csv"),
-        ("photos/1.jpg photos/x.parquet", "photos", "without class folders", "photos/x.parquet"),
-        ("set/images/1.jpg set/Labels.TSV", "set/images", "set/Labels.TSV may have their labels", "set/Labels.TSV"),
-        ("set/images/1.jpg set/labels.jsonl", "set", "a single folder of images, and the table", "set/labels.jsonl"),
     ],
 )
 def test_what_was_meant(

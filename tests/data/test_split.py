@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ftrain.data import Index, scan
-from ftrain.data.split import choose_validation, joined, split_automatically, unusual
+from ftrain.data.split import choose_validation, split_automatically, unusual
 from ftrain.run.locate import to_end
 
 
@@ -91,12 +91,6 @@ def test_classes_with_a_single_image_are_named() -> None:
     assert list(unusual(index, which, np.arange(9))) == [
         'classes with a single image, which is not used for validation: "b", "c", "d", "e", "f" and 1 more'
     ]
-
-
-def test_groupings_are_joined() -> None:
-    assert joined(np.array([0, 1, 1, 3]), np.array([5, 5, 6, 7])).tolist() == [0, 0, 0, 3]
-    chain = np.arange(9)
-    assert joined(chain // 2, (chain + 1) // 2).tolist() == [0] * 9
 
 
 @pytest.fixture
