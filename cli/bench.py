@@ -12,7 +12,7 @@ from ftrain.text import readable, shown
 
 from .errors import reported
 from .messages import as_flags, note
-from .options import given, with_settings
+from .options import given, resolved, with_settings
 
 if TYPE_CHECKING:
     from ftrain.run.bench import Report
@@ -36,9 +36,8 @@ def bench(
     note("loading torch ...")
     from ftrain.run.bench import Measuring, Report
     from ftrain.run.bench import bench as measure
-    from ftrain.run.resolve import resolve
 
-    spec, images = resolve(Settings(**asked))
+    spec, images = resolved(Settings(**asked))
     for text in spec.notes:
         note(text)
     for event in measure(spec, images, seconds=seconds):

@@ -13,12 +13,11 @@ from ftrain.run.settings import Settings
 from ftrain.text import readable, shown
 
 from .errors import reported
-from .messages import note, with_bar
-from .options import given, with_settings
+from .messages import note, prepared, warn, with_bar
+from .options import given, resolved, with_settings
 
 app = typer.Typer(help="Inspect images before training on them, and prepare them.", no_args_is_help=True)
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that contains train/ and val/.")]
-AnyFolder = Annotated[
+Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder that contains train/ and val/, or one folder per class.")
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
@@ -27,7 +26,7 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")
 @app.command()
 @reported
 def check(
-    folder: AnyFolder,
+    folder: Folder,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for check.json and check.png.")] = Path("data-check"),
     workers: Workers = 2,
 ) -> None:
@@ -37,27 +36,25 @@ def check(
     """
     note("loading ...")
     from ftrain.data.check import check as look
-    from ftrain.data.folders import scan
+    from ftrain.data.check import uneven
+    from ftrain.data.skipped import skipped_line
     from ftrain.disk.durable import write_file
-    from ftrain.errors import as_usage
+    from ftrain.run.locate import parts as parts_of
 
     from .pictures import draw_check
 
     if out.exists() and not out.is_dir():
         raise SettingsError(f"`out` must be a folder; {shown(out)} is a file")
-    if (folder / "train").is_dir():
-        train = as_usage(scan, folder / "train")
-        parts = {"train": train}
-        if (folder / "val").is_dir():
-            parts["val"] = as_usage(scan, folder / "val", classes=train.classes)
-    else:
-        parts = {"all": as_usage(scan, folder)}
+    parts = parts_of(folder)
+    if line := skipped_line(*parts.values()):
+        typer.echo(line)
     report = with_bar(look(parts, workers=workers), "reading", sum(map(len, parts.values())))
     for part, counts in report.classes.items():
         numbers = sorted(counts.values())
         typer.echo(
             f"{part}: {sum(numbers)} images of {len(numbers)} classes, {numbers[0]} to {numbers[-1]} images per class"
         )
+    warn(line for part, counts in report.classes.items() if part != "val" and (line := uneven(counts)))
     document = report.as_json()
     if document["sizes"]:
         height, width = document["sizes"]["height"], document["sizes"]["width"]
@@ -97,11 +94,10 @@ def preview(
     """Draw what the network will see: some training images, each as in evaluation and as augmented in six epochs."""
     asked = given(context, None, settings)
     note("loading torch ...")
-    from ftrain.run.resolve import resolve
 
     from .pictures import draw_preview
 
-    _, images = resolve(Settings(**{**asked, "data": str(folder)}))
+    _, images = resolved(Settings(**{**asked, "data": str(folder)}))
     draw_preview(images, file)
     typer.echo(f"wrote {shown(file)}")
 
@@ -114,9 +110,8 @@ def cache(context: typer.Context, folder: Folder, **settings: Any) -> None:
     asked = given(context, None, settings)
     note("loading torch ...")
     from ftrain.data.cache import build_cache, cache_folder
-    from ftrain.run.resolve import resolve
 
-    spec, images = resolve(Settings(**{**asked, "data": str(folder), "cache": "disk"}))
+    spec, images = resolved(Settings(**{**asked, "data": str(folder), "cache": "disk"}))
     splits = {
         "train": (images.train, images.train_cache_format),
         "val": (images.val, images.val_cache_format),
@@ -142,18 +137,22 @@ def split(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random choice.")] = 0,
     how: Annotated[Literal["link", "copy"], typer.Option(help="link (symbolic links to the images) or copy.")] = "link",
 ) -> None:
-    """Split one folder into train/ and val/: the same fraction of each class, chosen at random by the seed."""
+    """Split one folder into train/ and val/: the same fraction of each class, chosen at random by the seed, with
+    near-duplicates together. `ftrain fit` does the same, without folders, if there is no val/."""
     if not 0.0 < fraction < 1.0:
         raise SettingsError(f"`fraction` must be a number > 0 and < 1; got {fraction:g}")
     note("loading ...")
-    from ftrain.data.folders import scan
-    from ftrain.data.split import choose_validation
-    from ftrain.data.split import split as make
-    from ftrain.errors import as_usage
+    from ftrain.data.similar import near_duplicates
+    from ftrain.data.split import choose_validation, split_into_folders, unusual
+    from ftrain.run.locate import parts
 
-    if (folder / "train").is_dir() and (folder / "val").is_dir():
+    found = parts(folder)
+    if len(found) > 1:
         raise SettingsError(f"{shown(folder)} is split already: it contains train/ and val/")
-    index = as_usage(scan, folder)
-    chosen = choose_validation(index, fraction=fraction, seed=seed)
-    with_bar(make(index, out, chosen, how), "linking" if how == "link" else "copying", len(index))
+    [index] = found.values()
+    groups = prepared(near_duplicates(index))
+    chosen = choose_validation(index, fraction=fraction, seed=seed, groups=groups)
+    warn(unusual(index, chosen, groups))
+    making = split_into_folders(index, out, chosen, how)
+    with_bar(making, "linking" if how == "link" else "copying", len(index))
     typer.echo(f"{shown(out)}: {int((~chosen).sum())} images in train, {int(chosen.sum())} in val")

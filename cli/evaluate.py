@@ -42,6 +42,7 @@ def evaluate(
     """Evaluate a trained network: loss, top-1, top-5, precision, recall and F1 of each class, and the confusion
     matrix."""
     note("loading torch ...")
+    from ftrain.data.skipped import skipped_line
     from ftrain.disk.durable import write_file
     from ftrain.run.api import open_run
 
@@ -55,6 +56,8 @@ def evaluate(
     images = opened.images(data)
     restored = opened.restored(last=last)
     warn(opened.damage)
+    if line := skipped_line(images.val):
+        note(line)
     note(f"{restored.checkpoint.name} of {shown(run)} on {len(images.val)} images in {shown(images.val.name)}")
     work = opened.evaluation(images, last=last, workers=workers)
     result = with_bar(work, "evaluating", images.eval_batches)

@@ -14,7 +14,7 @@ from ftrain.text import shown
 
 from .errors import BROKEN_PIPE, is_output_lost, reported
 from .messages import as_flags, note, silence
-from .options import given, with_settings
+from .options import given, resolved, with_settings
 from .signals import Stop, watched
 
 if TYPE_CHECKING:
@@ -66,12 +66,11 @@ def fit(
 def _try(request: Request) -> None:
     from ftrain.run import folder as run_folder
     from ftrain.run.fit import try_once
-    from ftrain.run.resolve import resolve
 
     settings = Settings(**request.asked)
     if settings.out:
         run_folder.check_free(Path(settings.out))
-    spec, images = resolve(settings)
+    spec, images = resolved(settings)
     for text in spec.notes:
         note(text)
     if spec.compile:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import typer
 
 from ftrain.run.settings import Settings, flag
 
+if TYPE_CHECKING:
+    from ftrain.data.source import Preparing
+
 T = TypeVar("T")
+SLOW = 1.0  # seconds after which work that is usually quick is shown
 
 # The names in backticks that are options of commands.
 OPTIONS = frozenset(field.name for field in attrs.fields(Settings)) | {
@@ -73,6 +78,25 @@ def with_bar(
             except StopIteration as end:
                 result: T = end.value
                 return result
+
+
+def prepared(work: Generator[Preparing, None, T]) -> T:
+    """Runs the search for images to its end, and returns its result. A progress bar appears on a terminal if it takes
+    more than a second."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    start = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", visible=False)
+        while True:
+            try:
+                what, done, total = next(work)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            slow = time.monotonic() - start > SLOW
+            progress.update(task, description=what, completed=done, total=total, visible=slow)
 
 
 def silence() -> None:

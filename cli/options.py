@@ -8,7 +8,7 @@ import tomllib
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import attrs
 import typer
@@ -16,6 +16,12 @@ import typer
 from ftrain.errors import SettingsError
 from ftrain.run.settings import Settings, flag, from_mapping, merge
 from ftrain.text import shown
+
+from .messages import prepared
+
+if TYPE_CHECKING:
+    from ftrain.data.images import Images
+    from ftrain.run.spec import RunSpec
 
 OwnModel = Annotated[
     str,
@@ -46,6 +52,14 @@ def given(context: typer.Context, config: Path | None, values: dict[str, Any]) -
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     }
     return merge(_read_config(config), named) if config else named
+
+
+def resolved(settings: Settings) -> tuple[RunSpec, Images]:
+    """What `ftrain.run.resolve` makes of settings; the progress of finding the images is shown."""
+    from ftrain.run.locate import locate
+    from ftrain.run.resolve import resolve
+
+    return resolve(settings, sources=prepared(locate(settings)))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import csv
 import glob
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -36,21 +37,27 @@ def predict(
     last: Annotated[bool, typer.Option("--last", help="Use the last checkpoint instead of the best.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
-    """Show the most probable classes of images."""
+    """Show the most probable classes of images.
+
+    An image that cannot be read is named, and the exit code is then 65 when the others are done.
+    """
     if as_json and as_csv:
         raise SettingsError("give either `json` or `csv`, not both")
     note("loading torch ...")
     from rich.console import Console
     from rich.progress import track
 
+    from ftrain.data.skipped import described
     from ftrain.run import inference
     from ftrain.run.api import open_run
     from ftrain.run.opened import prediction
 
     opened = open_run(run, model=model or None, device=device)
-    paths = [path for name in images for path in _expand(name)]
+    paths, others = _images(images)
     restored = opened.restored(last=last)
     warn(opened.damage)
+    if others:
+        note(f"skipped: {described(others)}")
     documents, failures = [], []
     rankings = track(
         zip(paths, inference.predict(restored, paths, top=top), strict=True),
@@ -80,22 +87,40 @@ def predict(
         for document in documents:
             ranked = ", ".join(f"{shown(each['class'])} {each['probability']:.1%}" for each in document["classes"])
             typer.echo(f"{shown(document['image'])}: {ranked}")
-    for failure in failures[1:]:
+    for failure in failures:
         note(failure)
     if failures:
-        raise DataError(failures[0])
+        raise DataError(f"{len(failures)} of {len(paths)} images cannot be read")
 
 
-def _expand(name: str) -> Iterator[str]:
+def _images(names: list[str]) -> tuple[list[str], Counter[str]]:
+    """The images that arguments name, each once, and how many other files there are in folders, by kind.
+
+    Raises:
+      SettingsError: if an argument names no image.
+    """
     from ftrain.data.folders import image_files
+    from ftrain.data.skipped import described
 
-    if Path(name).is_file():
-        yield name
-        return
-    matches = [name] if Path(name).is_dir() else sorted(glob.glob(name, recursive=True))
-    found = [path for match in matches for path in (image_files(match) if Path(match).is_dir() else [match])]
-    if not found:
-        raise SettingsError(
-            f"{shown(name)} matches no image; expected an image file, a folder of images or a glob pattern"
-        )
-    yield from found
+    found: list[str] = []
+    skipped: Counter[str] = Counter()
+    for name in names:
+        matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+        before, others, folders = len(found), Counter[str](), list[str]()
+        for match in matches:
+            if match.startswith(tuple(folders)):  # `**` matches folders and what is in them
+                continue
+            if Path(match).is_dir():
+                folders.append(os.path.join(match, ""))
+                inside, kinds = image_files(match)
+                found += inside
+                others.update(kinds)
+            else:
+                found.append(match)
+        if len(found) == before:
+            instead = f"; found {described(others)}" if others else ""
+            raise SettingsError(
+                f"{shown(name)} matches no image; expected an image file, a folder of images or a glob pattern{instead}"
+            )
+        skipped += others
+    return list(dict.fromkeys(found)), skipped

@@ -12,7 +12,7 @@ import typer
 from ftrain.text import shown
 
 from .errors import reported
-from .messages import note, warn
+from .messages import note, prepared, warn
 
 
 @reported
@@ -40,7 +40,7 @@ def replay(
     from ftrain.run import folder as run_folder
     from ftrain.run import provenance
     from ftrain.run.events import Damaged
-    from ftrain.run.locate import open_sources
+    from ftrain.run.locate import locate_again
     from ftrain.run.reopen import reopened
     from ftrain.run.replay import Replayed, Replaying
     from ftrain.run.replay import replay as repeat
@@ -51,7 +51,8 @@ def replay(
     opened = run_folder.read(run)
     spec, custom = reopened(opened, model=model or None)
     spec = attrs.evolve(spec, device=str(resolve_device(device or opened.settings.device)))
-    images = spec.images(*open_sources(opened.settings))
+    located = prepared(locate_again(opened.settings, opened.split))
+    images = spec.images(located.train, located.val)
     # Raises an error if the images have changed.
     provenance.resumed_run(opened, spec, images, ["ftrain", *sys.argv[1:]], custom=custom)
     found = None

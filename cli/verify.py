@@ -12,7 +12,7 @@ from ftrain.text import shown
 
 from .errors import reported
 from .messages import as_flags, note
-from .options import given, with_settings
+from .options import given, resolved, with_settings
 
 
 @reported
@@ -32,10 +32,9 @@ def verify_resume(
     """
     asked = given(context, config, settings)
     note("loading torch ...")
-    from ftrain.run.resolve import resolve
     from ftrain.run.verify import Part, Verdict, verify_resume
 
-    spec, images = resolve(Settings(**asked))
+    spec, images = resolved(Settings(**asked))
     for text in spec.notes:
         note(text)
     for event in verify_resume(spec, images, steps=steps):

@@ -6,8 +6,9 @@ from ftrain.data.augment import Augmentation
 from ftrain.data.batches import ImageBatch, load
 from ftrain.data.datasets import Examples, from_dataset
 from ftrain.data.device import on_device
-from ftrain.data.folders import Index, scan
+from ftrain.data.folders import scan
 from ftrain.data.images import Images, Job
+from ftrain.data.index import Index
 from ftrain.data.pixels import image_pixels
 from ftrain.data.sample import sample_folder
 from ftrain.data.source import Source

@@ -39,6 +39,8 @@ _JITTER = slice(_POLICY.stop, _POLICY.stop + COLOR_JITTER_DRAWS)
 _ERASING = slice(_JITTER.stop, _JITTER.stop + ERASING_DRAWS)
 
 Box = tuple[float, float, float, float]
+Fit = Literal["crop", "pad", "stretch"]
+Colour = tuple[int, int, int]
 
 
 class View(NamedTuple):
@@ -54,13 +56,15 @@ class Augmentation:
 
     Attributes:
       crop_scale: the smallest area of a random crop, as a fraction of the image's area, in (0, 1]. At 1 there is no
-        random crop, and training uses the square at the centre.
+        random crop, and training uses the square that evaluation uses.
       crop_ratio: the largest ratio of a crop's width to its height, at least 1. The smallest is its inverse.
       flip: whether each image is flipped left to right with probability 0.5.
       policy: RandAugment or TrivialAugment, from `ftrain.data.policies`.
       jitter: the strength of the changes to brightness, contrast, saturation and hue.
       erasing: the probability of erasing a rectangle.
       fill: red, green and blue from 0 to 255 for erased pixels, and for pixels from outside the image.
+      fit: how an image that is not square becomes a square where it is not cropped at random: crop uses the square at
+        its centre, pad adds bars of the colour `fill`, and stretch changes its ratio.
 
     >>> Augmentation(crop_scale=0.25).centre_fraction, Augmentation().centre_fraction
     (0.875, 1.0)
@@ -72,7 +76,13 @@ class Augmentation:
     policy: Literal["none", "rand-augment", "trivial-augment"] = "none"
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     erasing: float = 0.0
-    fill: tuple[int, int, int] = (124, 116, 104)
+    fill: Colour = (124, 116, 104)
+    fit: Fit = "crop"
+
+    @property
+    def bars(self) -> Colour | None:
+        """The colour of the bars that evaluation adds; None if it adds none."""
+        return self.fill if self.fit == "pad" else None
 
     @property
     def draws(self) -> int:
@@ -192,10 +202,29 @@ def centre_view(height: int, width: int, *, fraction: float = CENTRE_FRACTION) -
     return View(((width - side) / 2.0, (height - side) / 2.0, side, side), False)
 
 
-def centre_pixels(image: Image.Image, size: int, *, fraction: float) -> npt.NDArray[np.uint8]:
-    """The square at the centre of an image, scaled: uint8 [3, size, size].
+def centre_pixels(
+    image: Image.Image, size: int, *, fraction: float, fit: Fit = "crop", bars: Colour | None = None
+) -> npt.NDArray[np.uint8]:
+    """A whole image, or the square at its centre, scaled: uint8 [3, size, size].
+
+    Args:
+      fraction: of the shorter side, with crop.
+      fit: as in `Augmentation`.
+      bars: red, green and blue, with pad.
 
     Raises:
       DataError: if its pixels cannot be decoded.
     """
-    return crop_and_resize(image, centre_view(*oriented_size(image), fraction=fraction).box, size)
+    height, width = oriented_size(image)
+    if fit == "crop":
+        return crop_and_resize(image, centre_view(height, width, fraction=fraction).box, size)
+    if fit == "stretch":
+        return crop_and_resize(image, (0, 0, width, height), size)
+    rows, columns = (max(1, round(size * side / max(height, width))) for side in (height, width))
+    above, left = (size - rows) // 2, (size - columns) // 2
+    square = np.empty((3, size, size), np.uint8)
+    square[:] = np.array(bars, np.uint8)[:, None, None]
+    square[:, above : above + rows, left : left + columns] = crop_and_resize(
+        image, (0, 0, width, height), (rows, columns)
+    )
+    return square

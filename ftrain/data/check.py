@@ -14,11 +14,13 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from ftrain.data.decode import read_image
-from ftrain.data.folders import Index
+from ftrain.data.index import Index
 from ftrain.data.workers import run_jobs
 from ftrain.errors import DataError
+from ftrain.text import shown
 
 CHUNK = 16
+UNEVEN = 10  # times as many images as another class has
 
 
 class CheckedImage(NamedTuple):
@@ -106,6 +108,26 @@ def check(splits: Mapping[str, Index], *, workers: int) -> Generator[int, None, 
         bad_images=bad_images,
         duplicates=[group for group in copies.values() if len(group) > 1],
     )
+
+
+def uneven(counts: Mapping[str, int]) -> str | None:
+    """A warning if some classes have far fewer images than others; None otherwise.
+
+    >>> uneven({"cat": 100, "dog": 3})
+    'the classes are uneven: "dog" has 3 images and "cat" has 100. A high accuracy may then hide that small classes ...
+    """
+    smallest, largest = (choose(counts, key=lambda name: counts[name]) for choose in (min, max))
+    if counts[smallest] * UNEVEN > counts[largest]:
+        return None
+    return (
+        f'the classes are uneven: "{shown(smallest)}" has {_images(counts[smallest])} and "{shown(largest)}" has '
+        f"{counts[largest]}. A high accuracy may then hide that small classes are not learned; look at the scores of "
+        "each class in `ftrain evaluate`, and add images"
+    )
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _counts(index: Index) -> dict[str, int]:

@@ -16,6 +16,7 @@ import simplejpeg
 
 # Imported by name, because Pillow would otherwise import all of its fifty formats to identify a file.
 from PIL import (  # noqa: F401
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -29,11 +30,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ftrain.data import heif
 from ftrain.errors import DataError
 from ftrain.text import shown
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_FORMAT_NAMES = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")  # and HEIF, in ftrain.data.heif
+_FORMAT_NAMES = f"{', '.join(_FORMATS)} or HEIC"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +66,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     with _as_data_error(path):
-        image = Image.open(path, formats=_FORMATS)
+        image = _opened(path)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow only warns
         image.close()
@@ -87,17 +89,19 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
         return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
 
 
-def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
-    """A part of the image, scaled to a square: RGB, contiguous uint8 [3, size, size].
+def crop_and_resize(
+    image: Image.Image, box: tuple[float, float, float, float], size: int | tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """A part of the image, scaled: RGB, contiguous uint8 [3, height, width].
 
     Scaling is bilinear and antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8
-    at which the part still has `size` pixels on each side.
+    at which the part still has as many pixels on each side as the result.
 
     Args:
       image: from `open_image`. A JPEG can be used only once, since it is decoded for this box and size.
       box: left, top, width and height of the part in pixels of the image as `oriented_size` measures it. They need not
         be integers.
-      size: the side of the result in pixels.
+      size: the side of a square, or the height and width of the result, in pixels.
 
     Raises:
       DataError: if the pixels cannot be decoded.
@@ -106,9 +110,10 @@ def crop_and_resize(image: Image.Image, box: tuple[float, float, float, float], 
     >>> crop_and_resize(Image.new("RGB", (6, 4), "red"), (1, 0, 4, 4), 2).tolist()
     [[[255, 255], [255, 255]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
     """
-    pixels, part = _decoded(image, box, size)
-    square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=part)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels, part = _decoded(image, box, height, width)
+    scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=part)
+    return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
 
 
 def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) -> npt.NDArray[np.uint8]:
@@ -119,17 +124,26 @@ def crop(image: Image.Image, box: tuple[float, float, float, float], size: int) 
     Raises:
       DataError, ValueError: as for `crop_and_resize`.
     """
-    pixels, (left, top, right, bottom) = _decoded(image, box, size)
+    pixels, (left, top, right, bottom) = _decoded(image, box, size, size)
     rows, columns = pixels.shape[:2]
     first, above = min(round(left), columns - 1), min(round(top), rows - 1)
     return pixels[above : max(above + 1, round(bottom)), first : max(first + 1, round(right))]
 
 
+def _opened(path: str | os.PathLike[str]) -> Image.Image:
+    try:
+        return Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError:
+        if not heif.is_heif(path):
+            raise
+    return heif.open_image(path)
+
+
 def _decoded(
-    image: Image.Image, box: tuple[float, float, float, float], size: int
+    image: Image.Image, box: tuple[float, float, float, float], needed_rows: int, needed_columns: int
 ) -> tuple[npt.NDArray[np.uint8], tuple[float, float, float, float]]:
-    """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has `size` pixels on
-    each side; and the left, top, right and bottom of the part in these pixels."""
+    """The image, RGB [height, width, 3], decoded at the smallest scale at which the part still has as many pixels as
+    are needed; and the left, top, right and bottom of the part in these pixels."""
     path = _path(image)
     with _as_data_error(path):
         orientation = _orientation(image)
@@ -142,7 +156,7 @@ def _decoded(
     if isinstance(image, JpegImageFile):
         if image.decoderconfig:
             raise ValueError(f"{shown(path)} has been decoded for another box; open it again")
-        scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(width, height) >= s * size)
+        scale = max(s for s in (1, 2, 4, 8) if s == 1 or (height >= s * needed_rows and width >= s * needed_columns))
         pixels = _decode_with_simplejpeg(image, scale) if orientation == 1 and image.mode == "RGB" else None
         image.draft("RGB", (image.width // scale, image.height // scale))
     if pixels is None:
@@ -245,7 +259,7 @@ def _as_data_error(path: str | os.PathLike[str]) -> Generator[None]:
         cause = "the file is empty" if empty else f"it is not a {_FORMAT_NAMES} file, or it is truncated"
         raise DataError(_unreadable(path, cause)) from error
     except Exception as error:
-        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise DataError(_unreadable(path, cause)) from error
 
 

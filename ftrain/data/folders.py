@@ -3,93 +3,33 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import attrs
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from ftrain.data.decode import open_image
+from ftrain.data import heif
+from ftrain.data.index import Index, fingerprint_of
+from ftrain.data.skipped import described, kind_of
 from ftrain.errors import DataError
 from ftrain.text import shown
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm")
 
-_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
+_METADATA = (b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"__macosx", b"@eadir")  # of Windows, macOS, Synology
+_STRAY = "images outside of the class folders"
 _Places = tuple[tuple[int, int], ...]
-
-
-@attrs.frozen(eq=False)
-class Index:
-    """The images in class folders, class by class, and within a class sorted by the bytes of their paths.
-
-    Attributes:
-      root: the folder that was scanned.
-      classes: the names of the classes. A label is a position in this tuple.
-      paths: the images' paths relative to `root`, with forward slashes. Bytes that are not UTF-8 are as `os.fsdecode`
-        returns them.
-      labels: int64 [N].
-      sizes: int64 [N], the sizes of the files in bytes.
-      modified: int64 [N], the times when the files were last written, in nanoseconds since 1970.
-      fingerprint: a SHA-256 over the classes, the paths and the sizes, in hexadecimal.
-
-    >>> from ftrain.data import sample_folder
-    >>> index = scan(sample_folder() / "val")
-    >>> with index.open(0) as image:
-    ...     print(len(index), index.classes[:2], index.paths[0], image.size)
-    500 ('ankle-boot', 'bag') ankle-boot/00000.png (28, 28)
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    modified: npt.NDArray[np.int64]
-    fingerprint: str
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def name(self) -> str:
-        """The absolute path of the folder."""
-        return os.path.abspath(self.root)
-
-    def open(self, position: int) -> Image.Image:
-        """The image at `position`, of which only the header is read.
-
-        Raises:
-          DataError: if it cannot be read.
-        """
-        return open_image(self.image_name(position))
-
-    def image_name(self, position: int) -> str:
-        """The path of the image at `position`."""
-        return os.path.join(self.root, self.paths[position])
-
-    def class_fingerprints(self) -> dict[str, dict[str, int | str]]:
-        """How many images each class has, and a SHA-256 over their paths and sizes, to find out what has changed."""
-        found: dict[str, dict[str, int | str]] = {}
-        for label, name in enumerate(self.classes):
-            digest = hashlib.sha256()
-            members = np.flatnonzero(self.labels == label).tolist()
-            for position in members:
-                digest.update(b"\0%s\0%d" % (os.fsencode(self.paths[position]), self.sizes[position]))
-            found[name] = {"images": len(members), "fingerprint": digest.hexdigest()}
-        return found
 
 
 def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
     """Lists the images of the class folders directly below `root`, at any depth, following symbolic links.
 
-    An image is a file whose suffix, in any case, is one of `SUFFIXES`. Files and folders whose names start with a dot
-    are ignored, and so are links back to a folder that contains them.
+    An image is a file whose suffix, in any case, is one of `suffixes`; `Index.skipped` counts other files. Files and
+    folders whose names start with a dot are ignored, and so are what systems put into folders, such as Thumbs.db, and
+    links back to a folder that contains them.
 
     Args:
       root: a folder with one folder of images per class.
@@ -102,6 +42,7 @@ def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
         a class has no images or there is only one class; if something cannot be read.
 
     >>> import tempfile
+    >>> from PIL import Image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for name in ("cat", "dog"):
     ...         (Path(folder) / name).mkdir()
@@ -118,38 +59,40 @@ def scan(root: Path, *, classes: Sequence[str] | None = None) -> Index:
             raise DataError(_no_class_folders(root, stray))
         if classes is not None:
             _check_known(root, names, classes)
-        return _index(root, names, classes)
+        return _index(root, names, classes, Counter({_STRAY: stray} if stray else {}))
     except OSError as error:
         at = shown(error.filename) if error.filename else shown(root)
         raise DataError(f"cannot read {at} while looking for images: {error.strerror}") from error
 
 
-def image_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The paths of all images in a folder, at any depth, sorted by their bytes.
+def suffixes() -> tuple[str, ...]:
+    """With which names of images end, in lower case; with those of HEIC files if they can be read."""
+    return (*SUFFIXES, *heif.SUFFIXES) if heif.is_installed() else SUFFIXES
+
+
+def image_files(folder: str | os.PathLike[str]) -> tuple[list[str], Mapping[str, int]]:
+    """The paths of all images in a folder, at any depth, sorted by their bytes; and how many other files there are, as
+    in `Index.skipped`.
 
     Raises:
       OSError: if a folder cannot be read.
     """
-    top = os.fsencode(folder)
-    return [os.fsdecode(os.path.join(top, os.path.normpath(path))) for path, _, _ in sorted(_images(top, b".", ()))]
+    top, skipped = os.fsencode(folder), Counter[str]()
+    found = sorted(_images(top, b".", (), skipped))
+    return [os.fsdecode(os.path.join(top, os.path.normpath(path))) for path, _, _ in found], skipped
 
 
-def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Index:
+def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skipped: Counter[str]) -> Index:
     top = os.fsencode(root)
     place = _place(top)
     names_of_labels = names if classes is None else [os.fsencode(name) for name in classes]
     labels_of = {name: label for label, name in enumerate(names_of_labels)}
-    digest = hashlib.sha256()
-    for name in labels_of:
-        digest.update(b"%s\0" % name)
     paths: list[str] = []
     sizes, modified = array("q"), array("q")
     counts: list[int] = []
     for name in names:
-        images = _images(top, name, (place,))
+        images = _images(top, name, (place,), skipped)
         images.sort()
-        for path, size, _ in images:
-            digest.update(b"\0%s\0%d" % (path, size))
         paths.extend([os.fsdecode(path) for path, _, _ in images])
         sizes.extend([size for _, size, _ in images])
         modified.extend([when for _, _, when in images])
@@ -158,46 +101,51 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None) -> Ind
     if not paths:
         raise DataError(
             f"no images in {shown(root)}: none of its {len(names)} class folders ({_listed(names)}) has a file that "
-            f"ends in {', '.join(SUFFIXES)}"
+            f"ends in {', '.join(suffixes())}{_instead(skipped)}"
         )
     if classes is None and empty:
         raise DataError(
             f"no images in the class folder{'s' * (len(empty) > 1)} {_listed(empty)} of {shown(root)}; every class "
-            "needs at least one training image. Add images, or remove the folder"
+            f"needs at least one training image{_instead(skipped)}. Add images, or remove the folder"
         )
     if classes is None and len(names) == 1:
         raise DataError(
             f"only one class folder in {shown(root)}: {_listed(names)}; a classifier needs at least two. Put the "
             "images of each class in a folder of its own"
         )
+    known = tuple(os.fsdecode(name) for name in labels_of)
+    lengths = np.frombuffer(sizes, dtype=np.int64)
     return Index(
         root=root,
-        classes=tuple(os.fsdecode(name) for name in labels_of),
+        classes=known,
         paths=tuple(paths),
         labels=np.repeat(np.array([labels_of[name] for name in names], dtype=np.int64), counts),
-        sizes=np.frombuffer(sizes, dtype=np.int64),
+        sizes=lengths,
         modified=np.frombuffer(modified, dtype=np.int64),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_of(known, paths, lengths),
+        skipped=dict(skipped),
     )
 
 
 def _class_folders(top: bytes) -> tuple[list[bytes], int]:
     """The names of the folders in `top`, sorted, and the number of images directly in it."""
-    names, stray = [], 0
+    names, stray, known = [], 0, _known_suffixes()
     with os.scandir(top) as entries:
         for entry in entries:
-            if entry.name.startswith(b"."):
+            if is_ignored(entry.name):
                 continue
             if entry.is_dir():
                 names.append(entry.name)
-            elif entry.name.lower().endswith(_SUFFIXES):
+            elif entry.name.lower().endswith(known):
                 stray += 1
     return sorted(names), stray
 
 
-def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int, int]]:
-    """Paths relative to `top`, sizes and times of the images in `folder`, at any depth, in no order."""
+def _images(top: bytes, folder: bytes, above: _Places, skipped: Counter[str]) -> list[tuple[bytes, int, int]]:
+    """Paths relative to `top`, sizes and times of the images in `folder`, at any depth, in no order. Other files are
+    counted in `skipped`."""
     found: list[tuple[bytes, int, int]] = []
+    known = _known_suffixes()
     pending = [(folder, above)]
     while pending:
         folder, above = pending.pop()
@@ -207,16 +155,27 @@ def _images(top: bytes, folder: bytes, above: _Places) -> list[tuple[bytes, int,
         with os.scandir(os.path.join(top, folder)) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith(b"."):
+                if is_ignored(name):
                     continue
-                if name.lower().endswith(_SUFFIXES) and entry.is_file():
+                if name.lower().endswith(known) and entry.is_file():
                     status = entry.stat()
                     found.append((b"%s/%s" % (folder, name), status.st_size, status.st_mtime_ns))
                 elif entry.is_dir():
                     pending.append((b"%s/%s" % (folder, name), (*above, place)))
-                elif entry.is_symlink() and name.lower().endswith(_SUFFIXES):
+                elif entry.is_symlink() and name.lower().endswith(known):
                     entry.stat()  # raises an error: the link is broken
+                elif entry.is_file():
+                    skipped[kind_of(os.fsdecode(name))] += 1
     return found
+
+
+def _known_suffixes() -> tuple[bytes, ...]:
+    return tuple(suffix.encode() for suffix in suffixes())
+
+
+def is_ignored(name: bytes) -> bool:
+    """Whether a file or folder is hidden, or is none of the user's."""
+    return name.startswith(b".") or name.lower() in _METADATA
 
 
 def _place(folder: bytes) -> tuple[int, int]:
@@ -248,6 +207,10 @@ def _no_class_folders(root: Path, stray: int) -> str:
     return (
         f"{found}; expected one folder of images per class, named after the class. Create them or choose another folder"
     )
+
+
+def _instead(skipped: Mapping[str, int]) -> str:
+    return f"; found {described(skipped)}" if skipped else ""
 
 
 def _listed(names: Iterable[str | bytes], most: int = 5) -> str:

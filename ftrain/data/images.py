@@ -77,13 +77,14 @@ class Images:
     def train_cache_format(self) -> CacheFormat:
         """What a cache stores for a training image: enough pixels for the smallest crop."""
         if self.augmentation.crop_scale == 1.0:
-            return CacheFormat(self.image_size, 1.0)
+            return CacheFormat(self.image_size, 1.0, fit=self.augmentation.fit, bars=self.augmentation.bars)
         return CacheFormat(round(self.image_size / self.augmentation.crop_scale**0.5), None)
 
     @property
     def val_cache_format(self) -> CacheFormat:
         """What a cache stores for a validation image: exactly what evaluation uses."""
-        return CacheFormat(self.image_size, self.augmentation.centre_fraction)
+        augmentation = self.augmentation
+        return CacheFormat(self.image_size, augmentation.centre_fraction, fit=augmentation.fit, bars=augmentation.bars)
 
     def train_jobs(self, epoch: int, *, skip: int = 0) -> list[Job]:
         """The batches of an epoch's training steps after the first `skip`. Epochs are counted from 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ftrain.data.augment import centre_pixels, example_draws
+from ftrain.data.augment import Colour, Fit, centre_pixels, example_draws
 from ftrain.data.convert import to_pillow
 from ftrain.data.decode import crop, oriented_size
 from ftrain.data.images import Images
@@ -38,7 +38,8 @@ def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) 
         with images.train.open(position) as image:
             view = augmentation.view(*oriented_size(image), draws)
             if augmentation.crop_scale == 1.0:
-                pixels = torch.from_numpy(centre_pixels(image, size, fraction=1.0))
+                square = centre_pixels(image, size, fraction=1.0, fit=augmentation.fit, bars=augmentation.bars)
+                pixels = torch.from_numpy(square)
             else:
                 pixels = resized(torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1), size, size)
     return augmentation.apply(pixels.flip(-1) if view.flipped else pixels, draws)
@@ -61,7 +62,7 @@ def train_pixels_unaugmented(images: Images, position: int) -> Tensor:
       DataError: if the image cannot be read.
     """
     with images.train.open(position) as image:
-        return torch.from_numpy(centre_pixels(image, images.image_size, fraction=images.augmentation.centre_fraction))
+        return _evaluated(image, images)
 
 
 def val_pixels(images: Images, position: int) -> Tensor:
@@ -73,7 +74,7 @@ def val_pixels(images: Images, position: int) -> Tensor:
     if images.val_cache is not None:
         return images.val_cache.whole(position)
     with images.val.open(position) as image:
-        return torch.from_numpy(centre_pixels(image, images.image_size, fraction=images.augmentation.centre_fraction))
+        return _evaluated(image, images)
 
 
 def image_pixels(
@@ -81,9 +82,11 @@ def image_pixels(
     size: int,
     *,
     fraction: float,
+    fit: Fit = "crop",
+    bars: Colour | None = None,
     name: str = "in memory",
 ) -> npt.NDArray[np.uint8]:
-    """A single image as evaluation uses it: the square at its centre, uint8 [3, size, size].
+    """A single image as evaluation uses it: whole, or the square at its centre, uint8 [3, size, size].
 
     An image in memory gives the same pixels as a lossless file of it. The rules are those of files: EXIF orientation is
     applied, and transparent parts become white.
@@ -93,6 +96,9 @@ def image_pixels(
         [3, H, W], [1, H, W] or [H, W]. An array whose first and last sides are both 3 is read as [H, W, 3].
       size: the side of the result in pixels.
       fraction: the side of the square as a fraction of the image's shorter side, in (0, 1].
+      fit: how an image that is not square becomes a square: crop uses the square at its centre, pad adds bars, and
+        stretch changes its ratio. The last two use the whole image.
+      bars: red, green and blue from 0 to 255, with `fit="pad"`.
       name: of an image that is not in a file, in messages.
 
     Raises:
@@ -106,5 +112,13 @@ def image_pixels(
         raise ValueError(f"`size` must be at least 1 pixel, got {size}")
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"`fraction` must be more than 0 and at most 1, got {fraction}")
+    if fit not in get_args(Fit) or (bars is None and fit == "pad"):
+        raise ValueError(f"`fit` must be crop, stretch, or pad with `bars`; got {fit!r} and {bars!r}")
     with to_pillow(image, name) as opened:
-        return centre_pixels(opened, size, fraction=fraction)
+        return centre_pixels(opened, size, fraction=fraction, fit=fit, bars=bars)
+
+
+def _evaluated(image: Image.Image, images: Images) -> Tensor:
+    augmentation = images.augmentation
+    fraction, fit, bars = augmentation.centre_fraction, augmentation.fit, augmentation.bars
+    return torch.from_numpy(centre_pixels(image, images.image_size, fraction=fraction, fit=fit, bars=bars))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +48,20 @@ class Source(Protocol):
 
     def image_name(self, position: int) -> str:
         """The name of an image in messages and lists, such as its path."""
+
+
+class Preparing(NamedTuple):
+    """The progress of work on a source before it can be used.
+
+    Attributes:
+      what: the work, such as "comparing images".
+      done: images so far.
+      total: all images.
+
+    >>> Preparing("comparing images", done=256, total=1000).done
+    256
+    """
+
+    what: str
+    done: int
+    total: int

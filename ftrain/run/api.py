@@ -91,8 +91,9 @@ def fit(
     Args:
       model: a name of `ftrain models`, FILE.py:FUNCTION, or a `torch.nn.Module` for float images [B, 3, S, S] with
         logits [B, C], whose parameters are where training starts. The module itself is not changed.
-      data: a folder that contains train/ and val/, or a pair of training and validation images, each a folder of class
-        folders, a pair (images, labels) of arrays, an indexable data set of (image, label), or a `Source`.
+      data: a folder that contains train/ and val/; a folder of class folders, which is split automatically; or a pair
+        of training and validation images, each a folder of class folders, a pair (images, labels) of arrays, an
+        indexable data set of (image, label), or a `Source`.
       loss: a name, or a function (logits [B, C], labels [B]) -> [B].
       metrics: by name, functions (logits [B, C], labels [B]) -> [B], averaged over the examples beside loss and
         accuracy.

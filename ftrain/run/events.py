@@ -9,6 +9,7 @@ from typing import Any, Literal
 import attrs
 
 from ftrain.data.cache import Caching
+from ftrain.data.source import Preparing
 from ftrain.models import WeightsReport
 from ftrain.run.folder import RunFolder
 from ftrain.run.spec import RunSpec
@@ -134,7 +135,8 @@ class Stopped:
 
 
 Event = (
-    Opened
+    Preparing
+    | Opened
     | Caching
     | Started
     | Compiling

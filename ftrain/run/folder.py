@@ -49,6 +49,12 @@ class RunFolder:
         return tuple(self.config["classes"])
 
     @property
+    def split(self) -> Mapping[str, Any] | None:
+        """What is recorded of the split of the images into training and validation images, if it was automatic."""
+        split: Mapping[str, Any] | None = self.config["data"].get("split")
+        return split
+
+    @property
     def settings(self) -> Settings:
         """The settings of the run, all decided."""
         return Settings(**from_mapping({**BEFORE_ADDED, **self.config["settings"]}, source=CONFIG))

@@ -138,12 +138,10 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
     """
     program = restored.program
     spec = program.spec
-    fraction = spec.augmentation.centre_fraction
     for first in range(0, len(images), spec.eval_batch_size):
         group = images[first : first + spec.eval_batch_size]
         found = [
-            _pixels_or_error(image, spec.image_size, fraction, f"images[{position}]")
-            for position, image in enumerate(group, start=first)
+            _pixels_or_error(image, spec, f"images[{position}]") for position, image in enumerate(group, start=first)
         ]
         pixels = [each for each in found if not isinstance(each, DataError)]
         rankings: Iterator[Ranking] = iter(())
@@ -155,9 +153,11 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
             yield each if isinstance(each, DataError) else next(rankings)
 
 
-def _pixels_or_error(image: Any, size: int, fraction: float, name: str) -> npt.NDArray[np.uint8] | DataError:
+def _pixels_or_error(image: Any, spec: RunSpec, name: str) -> npt.NDArray[np.uint8] | DataError:
+    shape = spec.augmentation
+    fraction, fit, bars = shape.centre_fraction, shape.fit, shape.bars
     try:
-        return image_pixels(image, size, fraction=fraction, name=name)
+        return image_pixels(image, spec.image_size, fraction=fraction, fit=fit, bars=bars, name=name)
     except DataError as error:
         return error
     except ValueError as error:  # what was passed is no image

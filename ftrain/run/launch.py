@@ -11,7 +11,7 @@ import attrs
 
 from ftrain import models
 from ftrain.data.images import Images
-from ftrain.data.source import Source
+from ftrain.data.source import Preparing, Source
 from ftrain.errors import SettingsError, as_usage
 from ftrain.run import folder as run_folder
 from ftrain.run import provenance
@@ -19,6 +19,7 @@ from ftrain.run.custom import Custom
 from ftrain.run.events import Damaged, Event, Opened
 from ftrain.run.fit import fit
 from ftrain.run.folder import RunFolder
+from ftrain.run.locate import Located, locate
 from ftrain.run.reopen import check_model
 from ftrain.run.resolve import resolve
 from ftrain.run.settings import LOCATIONS, Settings, merge
@@ -26,6 +27,7 @@ from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
 AUTO = "auto"
+WITHOUT_SOURCES = (*LOCATIONS, "val_fraction")  # settings about images that ftrain finds
 
 
 @attrs.frozen(kw_only=True)
@@ -52,8 +54,8 @@ class Request:
     def __attrs_post_init__(self) -> None:
         if self.resume and self.resume != AUTO and "out" in self.asked:
             raise SettingsError("`out` is for a new run; it cannot be given with `resume`")
-        if self.sources is not None and (given := [name for name in LOCATIONS if name in self.asked]):
-            raise SettingsError(f"give either images as `data`, or `{given[0]}`; got both")
+        if self.sources is not None and (given := [name for name in WITHOUT_SOURCES if name in self.asked]):
+            raise SettingsError(f"give either a pair of images as `data`, or `{given[0]}`; got both")
         if self.override and not self.resume:
             raise SettingsError("`override=True` is for a run that resumes; give it with `resume=RUN`")
 
@@ -66,9 +68,9 @@ def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Gen
             before = run_folder.read(folder)
             if before.damage:
                 yield Damaged(before.damage)
-            run, spec, images = _resumed(before, request)
+            run, spec, images = yield from _resumed(before, request, stop)
         else:
-            run, spec, images = _new(folder, request)
+            run, spec, images = yield from _new(folder, request, stop)
         yield Opened(run, spec)
         yield from fit(run, spec, images, request.custom, stop=stop)
 
@@ -99,14 +101,34 @@ def _model_folder(settings: Settings, custom: Custom) -> str:
     return as_usage(models.canonical, settings.model)
 
 
-def _new(folder: Path, request: Request) -> tuple[RunFolder, RunSpec, Images]:
+def _new(
+    folder: Path, request: Request, stop: Callable[[], bool]
+) -> Generator[Event, None, tuple[RunFolder, RunSpec, Images]]:
     run_folder.check_free(folder)
-    spec, images = resolve(Settings(**request.asked), request.custom, request.sources)
+    settings = Settings(**request.asked)
+    sources = request.sources or (yield from _interruptible(locate(settings), stop))
+    spec, images = resolve(settings, request.custom, sources)
     run = provenance.new_run(spec, images, folder, request.command, custom=request.custom, asked=request.asked)
     return run, spec, images
 
 
-def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Images]:
+def _interruptible(
+    work: Generator[Preparing, None, Located], stop: Callable[[], bool]
+) -> Generator[Event, None, Located]:
+    """The progress and the result of work before a run starts, when nothing has to be saved."""
+    while True:
+        if stop():
+            raise KeyboardInterrupt("stopped before the run started")
+        try:
+            yield next(work)
+        except StopIteration as end:
+            located: Located = end.value
+            return located
+
+
+def _resumed(
+    run: RunFolder, request: Request, stop: Callable[[], bool]
+) -> Generator[Event, None, tuple[RunFolder, RunSpec, Images]]:
     auto = request.resume == AUTO
     # The settings of the run apply where the request names none; but with `auto` and `override` the request is
     # complete.
@@ -117,7 +139,8 @@ def _resumed(run: RunFolder, request: Request) -> tuple[RunFolder, RunSpec, Imag
         raise SettingsError(
             f"the images of {shown(run.path)} were passed from Python; pass the same images as `data` to ftrain.fit"
         )
-    spec, images = resolve(settings, request.custom, request.sources)
+    sources = request.sources or (yield from _interruptible(locate(settings, run.split), stop))
+    spec, images = resolve(settings, request.custom, sources)
     resumed = provenance.resumed_run(
         run,
         spec,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from ftrain.data import as_source
 from ftrain.data.folders import scan
 from ftrain.data.images import Images
+from ftrain.data.layout import layout_of
 from ftrain.data.source import Source
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError, as_usage
@@ -22,11 +23,10 @@ from ftrain.run.build import build
 from ftrain.run.custom import Custom
 from ftrain.run.folder import RunFolder
 from ftrain.run.inference import Evaluation, Restored
-from ftrain.run.locate import open_sources
+from ftrain.run.locate import locate_again, to_end
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState
-
-T = TypeVar("T")
+from ftrain.text import shown
 
 
 class Run:
@@ -158,22 +158,21 @@ class Run:
 
     def _source(self, data: Any) -> Source:
         if data is None:
-            return self._val or open_sources(self._run.settings)[1]
+            return self._val or self._own_validation()
         if not isinstance(data, str | os.PathLike):
             return as_usage(as_source, data, classes=self.classes)
-        folder = Path(data)
-        has_val = "val" not in self.classes and (folder / "val").is_dir()  # as for fit
-        return as_usage(scan, folder / "val" if has_val else folder, classes=self.classes)
+        val = as_usage(layout_of, Path(data)).val  # as for fit
+        has_val = val is not None and val.name not in self.classes
+        return as_usage(scan, val if val and has_val else Path(data), classes=self.classes)
 
-
-def to_end(work: Generator[Any, None, T]) -> T:
-    """The result of a generator."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+    def _own_validation(self) -> Source:
+        val = to_end(locate_again(self._run.settings, self._run.split)).val
+        if self._run.split is not None and val.fingerprint != self.config["data"]["val"]["fingerprint"]:
+            raise SettingsError(
+                f"the images in {shown(val.name)}, of which a part was chosen for validation, have changed since the "
+                "run started, so that this part is no longer known. Undo the changes, or pass other images as `data`"
+            )
+        return val
 
 
 def prediction(image: Any, position: int, ranking: inference.Ranking | DataError) -> dict[str, Any]:

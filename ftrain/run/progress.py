@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextCol
 from rich.text import Text
 
 from ftrain.data.cache import Caching
+from ftrain.data.source import Preparing
 from ftrain.run.events import (
     Compiled,
     Compiling,
@@ -32,6 +33,7 @@ from ftrain.text import readable, shown
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
 NOTEBOOK_INTERVAL = 0.5  # seconds between two updates of the status line in a notebook
+SLOW = 1.0  # seconds after which the search for images is shown
 LARGE_CACHE = 10_000_000  # bytes of decoded images from which building the cache is announced
 
 
@@ -124,7 +126,7 @@ def _numbers(line: Mapping[str, Any]) -> str:
 def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator[Event]:
     folder, epochs = Path(), 0
     epoch_start = last_line = last_status = time.monotonic()
-    notebook, status = _in_notebook(), ""
+    notebook, status, prepares = _in_notebook(), "", False
     for event in events:
         if isinstance(event, Opened):
             folder, epochs = event.run.path, event.spec.epochs
@@ -133,6 +135,8 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator
         text = describe(event, folder, epochs, time.monotonic() - epoch_start)
         may_print = time.monotonic() - last_line > PLAIN_INTERVAL
         match event:
+            case Preparing() if may_print or (not prepares and time.monotonic() - epoch_start > SLOW):
+                text, prepares = _status(event, epochs), True
             case Logged() if may_print:
                 text = _status(event, epochs)
             case Compiling(what):
@@ -173,6 +177,8 @@ def _status(event: Event, epochs: int) -> str | None:
             return f"epoch {line['epoch']}/{epochs}  step {line['step']}  {_numbers(line)}"
         case Evaluating(epoch):
             return f"epoch {epoch}/{epochs}  validating"
+        case Preparing(what, done, total):
+            return f"{what}: {done} of {total}"
         case Caching(done, total):
             return f"caching decoded images: {done / total:.0%}"
         case _:
@@ -222,6 +228,8 @@ def _on_terminal(
             if (text := describe(event, folder, epochs, time.monotonic() - epoch_start)) is not None:
                 progress.console.print(words(text), markup=False, highlight=False)
             match event:
+                case Preparing(what, done, total):
+                    progress.update(task, description=what, total=total, completed=done)
                 case Started():
                     total, step = event.spec.total_steps, event.step
                     progress.update(task, description="starting", total=total, completed=step, numbers="")

@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 import ftrain
-from ftrain.data.folders import Index
 from ftrain.data.images import Images
+from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder
@@ -148,7 +148,7 @@ def _sources(images: Images) -> dict[str, Source]:
 
 
 def _data(images: Images) -> dict[str, Any]:
-    return {
+    record: dict[str, Any] = {
         name: {
             "from": source.name,
             "images": len(source),
@@ -157,6 +157,9 @@ def _data(images: Images) -> dict[str, Any]:
         }
         for name, source in _sources(images).items()
     }
+    if isinstance(images.val, Index) and images.val.split is not None:
+        record["split"] = dict(images.val.split)
+    return record
 
 
 def _by_class(source: Source) -> dict[str, Any]:

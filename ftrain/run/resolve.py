@@ -13,14 +13,15 @@ import torch
 from ftrain import models
 from ftrain.data import cache
 from ftrain.data.decode import oriented_size
-from ftrain.data.folders import Index
 from ftrain.data.images import Images
+from ftrain.data.index import Index
 from ftrain.data.order import Pace
+from ftrain.data.skipped import skipped_line
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, own_module
-from ftrain.run.locate import located, open_sources
+from ftrain.run.locate import Located, locate, to_end
 from ftrain.run.settings import Settings
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
@@ -38,13 +39,13 @@ DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
 
 
 def resolve(
-    settings: Settings, custom: Custom | None = None, sources: tuple[Source, Source] | None = None
+    settings: Settings, custom: Custom | None = None, sources: Located | tuple[Source, Source] | None = None
 ) -> tuple[RunSpec, Images]:
     """Decides what the settings leave open.
 
     Args:
       custom: the caller's own network, loss, metrics and augmentation.
-      sources: training and validation images, in place of those that the settings locate.
+      sources: what `locate` found, or other training and validation images in place of it.
 
     Returns:
       The spec of the run, and its images as batches.
@@ -63,9 +64,13 @@ def resolve(
     device = resolve_device(settings.device)
     notes: list[str] = []
     if sources is None:
-        settings, notes = located(settings)
-        sources = open_sources(settings)
+        sources = to_end(locate(settings))
+    if isinstance(sources, Located):
+        settings, notes = sources.settings, list(sources.notes)
+        sources = sources.train, sources.val
     train, val = sources
+    if line := skipped_line(train, val):
+        notes.append(line)
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(

@@ -18,6 +18,7 @@ OptimizerName = Literal["adamw", "adam", "sgd", "adagrad"]
 ScheduleName = Literal["cosine", "linear", "step", "constant"]
 LossName = Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
+FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
 OnBadImage = Literal["stop", "skip"]
 BestBy = Literal["accuracy", "loss", "macro"]
@@ -158,9 +159,16 @@ class Settings:
     data: str | None = _setting(
         None,
         "Data",
-        "Folder that contains train/ and val/, each with one folder per class. Default: ./data if it contains both, "
-        "otherwise a sample of Fashion-MNIST.",
+        "Folder that contains train/ and val/, each with one folder per class; or one folder per class, which is split "
+        "automatically. Default: ./data, or a sample of Fashion-MNIST if there is no such folder.",
         _TEXT,
+    )
+    val_fraction: float = _setting(
+        0.2,
+        "Data",
+        "Fraction of each class for validation where images are split automatically. Near-duplicates stay together, "
+        "and --seed does not change the split.",
+        _number(0.0, above=True, below=1.0),
     )
     dataset: str | None = _setting(
         None,
@@ -177,6 +185,14 @@ class Settings:
         "Side of the network's square input images, in pixels. Default: the images' median shorter side, rounded "
         "to a multiple of 32, at most 224.",
         _integer(1, 4096),
+    )
+    fit: FitName = _setting(
+        "crop",
+        "Data",
+        "How an image that is not square becomes a square, in evaluate, predict and export, and in training without "
+        "random crops: crop uses the square at its centre; pad adds bars of the colour --mean; stretch changes its "
+        "ratio.",
+        _one_of(FitName),
     )
     crop_scale: float | None = _setting(
         None,

@@ -132,6 +132,7 @@ class RunSpec:
                 jitter=settings.color_jitter,
                 erasing=settings.random_erasing,
                 fill=(red, green, blue),
+                fit=settings.fit,
             ),
             mixup=settings.mixup,
             cutmix=settings.cutmix,

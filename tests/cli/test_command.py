@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import ftrain
 import ftrain.run.folder
+from ftrain.data import heif
 from ftrain.disk import sealed
 
 MODEL = "shufflenet_v2_x0_5"
@@ -230,6 +232,53 @@ def test_predict_names_bad_images_and_continues(run, data, tmp_path):
     assert f"cannot read the image {tmp_path / 'bad.png'}" in result.stderr
 
 
+def test_predict_names_every_bad_image_and_counts_other_files(run, data, tmp_path):
+    shutil.copytree(data / "val" / "red", tmp_path / "new" / "deep")
+    for name in ("1.png", "deep/2.png"):
+        (tmp_path / "new" / name).write_text("nothing")
+    for name in ("a.pdf", "deep/b.pdf", "deep/c.mov", "Thumbs.db"):
+        (tmp_path / "new" / name).write_text("nothing")
+    for names in ([tmp_path / "new"], [f"{tmp_path}/new/**"], [tmp_path / "new", tmp_path / "new" / "deep" / "0.png"]):
+        result = CliRunner().invoke(app, ["predict", str(run), *map(str, names)])
+        assert result.exit_code == 65
+        assert [Path(line.split(":")[0]).name for line in result.stdout.splitlines()] == ["0.png", "1.png"]
+        assert "skipped: 2 .pdf, 1 .mov\n" in result.stderr
+        *_, first, second, last = result.stderr.splitlines()
+        assert first.startswith(f"cannot read the image {tmp_path}/new/1.png: it is not a JPEG")
+        assert second.startswith(f"cannot read the image {tmp_path}/new/deep/2.png: it is not a JPEG")
+        assert last == "ftrain: 2 of 4 images cannot be read"
+    refused(
+        2, "matches no image; expected an image file, a folder of images or a glob", "predict", run, tmp_path / "no"
+    )
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.pdf").write_text("nothing")
+    refused(2, "a folder of images or a glob pattern; found 1 .pdf", "predict", run, tmp_path / "others")
+
+
+def test_heic_photographs_are_used(run, data, tmp_path, monkeypatch):
+    pillow_heif.register_heif_opener()
+    for split in ("train", "val"):
+        for path in sorted((data / split).rglob("*.png")):
+            target = tmp_path / path.relative_to(data).with_suffix(".heic" if split == "train" else ".avif")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.save(target)
+    (tmp_path / "val" / "red" / "notes.pdf").write_text("nothing")
+    result = ftrain_command("fit", "--data", tmp_path, *QUICK, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "skipped: 1 .pdf\n" in result.output
+    assert ftrain_command("predict", run, tmp_path / "train").exit_code == 0
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    shutil.copytree(data / "train", tmp_path / "train", dirs_exist_ok=True)
+    result = ftrain_command("fit", "--data", tmp_path, *QUICK, "--dry-run")
+    assert result.exit_code == 0, result.output
+    install = "(reading .heic files needs pillow-heif, an extra: `pip install '.[heif]'`)"
+    assert f"skipped: 18 .heic, 1 .pdf {install}\n" in result.output
+    result = ftrain_command("predict", run, tmp_path / "train" / "red" / "0.heic")
+    assert result.exit_code == 65
+    assert "0.heic: reading .heic files needs pillow-heif, an extra: `pip install '.[heif]'`\n" in result.output
+
+
 def test_names_that_are_neither_utf8_nor_formulas(data, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(data, images)
@@ -337,7 +386,7 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     )
     refused(2, "--device must be auto, cpu, cuda, cuda:N or mps; got 'tpu'", *fit, "--device", "tpu")
     refused(2, f"no such folder: {tmp_path}/nowhere", "fit", "--train-dir", "nowhere", "--val-dir", data / "val")
-    refused(2, "there is no nowhere/train and no nowhere/val", "fit", "--data", "nowhere")
+    refused(2, "--data is nowhere, which does not exist", "fit", "--data", "nowhere")
     refused(2, "cifar10", "fit", "--dataset", "cifar11")
     refused(
         2, "give either --dataset, or --train-dir", "fit", "--dataset", "mnist", "--train-dir", "a", "--val-dir", "b"

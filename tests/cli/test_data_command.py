@@ -85,6 +85,14 @@ def test_check_of_one_folder_of_classes(data, tmp_path):
     assert "all: 10 images of 2 classes" in result.output
 
 
+def test_check_counts_other_files(data, tmp_path):
+    for name in ("train/a/1.pdf", "train/b/2.pdf", "val/a/3.mov", "train/a/Thumbs.db", "train/a/.DS_Store"):
+        (data / name).write_text("nothing")
+    result = ftrain_command("data", "check", data, "--out", tmp_path / "out", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert "skipped: 2 .pdf, 1 .mov\n" in result.output
+
+
 def test_preview(data, tmp_path):
     file = tmp_path / "seen.png"
     result = ftrain_command(
@@ -97,9 +105,10 @@ def test_preview(data, tmp_path):
 
 
 def test_split_takes_the_same_fraction_of_each_class(tmp_path):
+    seed = 0
     for name, count in (("a", 10), ("b", 5), ("c", 2)):
         for number in range(count):
-            picture(tmp_path / "all" / name / "deep" / f"{number}.png", number)
+            picture(tmp_path / "all" / name / "deep" / f"{number}.png", seed := seed + 1)
     index = scan(tmp_path / "all")
     chosen = choose_validation(index, fraction=0.2, seed=0)
     assert [int(chosen[index.labels == label].sum()) for label in range(3)] == [2, 1, 1]
@@ -130,17 +139,49 @@ def test_split_into_copies(tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "data").rglob("*"))
 
 
-def test_split_refuses_a_class_with_one_image(tmp_path):
-    for name, count in (("a", 3), ("b", 1)):
-        for number in range(count):
+def test_split_leaves_a_single_image_to_training_and_says_so(tmp_path):
+    for name, seeds in (("a", (1, 2, 3)), ("b", (4,))):
+        for number in seeds:
             picture(tmp_path / "all" / name / f"{number}.png", number)
     result = ftrain_command("data", "split", tmp_path / "all", "--out", tmp_path / "data")
-    assert result.exit_code == 2
-    assert 'the class "b" has 1 image; it needs at least two, one for training and one for validation' in result.output
+    assert result.exit_code == 0, result.output
+    assert 'warning: classes with a single image, which is not used for validation: "b"' in result.output
+    assert [len(list((tmp_path / "data" / part).rglob("*.png"))) for part in ("train", "val")] == [3, 1]
     result = ftrain_command("data", "split", tmp_path / "all", "--fraction", 1)
     assert result.exit_code == 2
     assert "ftrain: --fraction must be a number > 0 and < 1; got 1" in result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all"]
+
+
+def test_split_keeps_near_duplicates_together(tmp_path):
+    seed = 0
+    for name in ("a", "b"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for number in range(6):
+            seed += 1
+            noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            soft = Image.fromarray(noise).resize((60, 60), Image.Resampling.BICUBIC)
+            soft.save(tmp_path / "all" / name / f"{number}.png")
+            soft.resize((40, 50)).save(tmp_path / "all" / name / f"{number} copy.jpg", quality=90)
+    result = ftrain_command("data", "split", tmp_path / "all", "--out", tmp_path / "data", "--fraction", 0.34)
+    assert f"{tmp_path / 'data'}: 16 images in train, 8 in val" in result.output
+    for path in (tmp_path / "data").rglob("*.png"):
+        assert path.with_name(f"{path.stem} copy.jpg").exists()
+
+
+def test_check_warns_when_classes_are_uneven(tmp_path):
+    for name, count in (("many", 100), ("few", 3)):
+        for number in range(count):
+            picture(tmp_path / "all" / name / f"{number}.png", number)
+    result = ftrain_command("data", "check", tmp_path / "all", "--out", tmp_path / "out", "--workers", 0)
+    assert result.exit_code == 0, result.output
+    assert 'warning: the classes are uneven: "few" has 3 images and "many" has 100. A high accuracy' in result.output
+
+
+def test_check_of_the_folder_above_suggests_the_right_one(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = ftrain_command("data", "check", ".")
+    assert result.exit_code == 2
+    assert "--data is ., which contains data/ with train/ and val/; use --data data" in result.output
 
 
 def test_cache_is_found_by_a_run_with_the_same_settings(data, tmp_path, monkeypatch):

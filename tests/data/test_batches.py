@@ -141,8 +141,11 @@ def as_bytes(batches):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_batches_are_the_same_bytes_with_any_number_of_workers(folder, workers):
-    images = images_of(folder)
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(crop_scale=0.3), Augmentation(fit="pad"), Augmentation(crop_scale=0.3, fit="stretch")]
+)
+def test_batches_are_the_same_bytes_with_any_number_of_workers(folder, workers, augmentation):
+    images = images_of(folder, augmentation=augmentation)
     jobs = images.train_jobs(0) + images.val_jobs() + images.train_jobs(1)
     assert len(jobs) == 5 + 3 + 4
     alone = as_bytes(load(images, jobs))

@@ -85,6 +85,24 @@ def test_the_size_of_images_in_the_cache():
     assert (whole.train_cache_format, whole.val_cache_format) == (CacheFormat(24, 1.0), CacheFormat(24, 1.0))
 
 
+def test_the_fit_is_a_part_of_what_a_cache_stores(folder, cache):
+    source = scan(folder / "val")
+    forms = {
+        images_of_nothing(Augmentation(crop_scale=0.25, fit=fit, fill=fill)).val_cache_format
+        for fit in ("crop", "pad", "stretch")
+        for fill in ((124, 116, 104), (0, 0, 0))
+    }
+    assert {(form.fit, form.bars) for form in forms} == {
+        ("crop", None),
+        ("pad", (124, 116, 104)),
+        ("pad", (0, 0, 0)),
+        ("stretch", None),
+    }
+    assert len({cache_folder(source, form) for form in forms}) == len(forms) == 4
+    crops = images_of_nothing(Augmentation(crop_scale=0.25, fit="pad")).train_cache_format
+    assert crops == CacheFormat(48, None)  # random crops are the same with every fit
+
+
 def images_of_nothing(augmentation):
     return Images(train=None, val=None, batch_size=8, image_size=24, augmentation=augmentation)
 
@@ -101,13 +119,15 @@ def test_a_plan_tells_the_size_of_the_cache(folder):
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_without_crops_the_cached_pixels_are_those_of_the_files(folder, cache, kind, workers):
-    images = images_of(folder)
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_without_crops_the_cached_pixels_are_those_of_the_files(folder, cache, fit, kind, workers):
+    images = images_of(folder, augmentation=Augmentation(fit=fit))
     assert batches(with_caches(images, kind, workers), workers) == batches(images)
 
 
-def test_evaluation_uses_the_pixels_of_the_files_even_if_training_crops(folder, cache):
-    images = images_of(folder, augmentation=Augmentation(crop_scale=0.3))
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_evaluation_uses_the_pixels_of_the_files_even_if_training_crops(folder, cache, fit):
+    images = images_of(folder, augmentation=Augmentation(crop_scale=0.3, fit=fit))
     cached = with_caches(images, "ram")
     for ours, theirs in zip(load(cached, images.val_jobs()), load(images, images.val_jobs()), strict=True):
         assert torch.equal(ours.images, theirs.images)

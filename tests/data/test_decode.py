@@ -4,12 +4,15 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pillow_heif
 import pytest
 from PIL import Image, ImageFile
 
+from ftrain.data import heif
 from ftrain.data.decode import crop_and_resize, open_image, oriented_size, read_image
 from ftrain.errors import DataError
 
@@ -325,17 +328,118 @@ def test_a_box_that_exceeds_the_image_by_rounding_only(tmp_path: Path, suffix: s
     assert (crop(tmp_path / f"x.{suffix}", box, 2) == 255).all()
 
 
+# HEIC and AVIF
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> None:
+    """Writes a HEIC or AVIF file, as losslessly as the encoder can."""
+    pillow_heif.register_heif_opener()
+    best = {"quality": 100, "subsampling": "4:4:4"} if path.suffix == ".avif" else {"quality": -1, "chroma": 444}
+    image.save(path, **best, **options)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic", "heif"])
+def test_heic_and_avif_have_the_pixels_that_were_written(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    picture = photograph(128, 96)
+    save(picture, path)
+    assert np.abs(read_image(path).transpose(1, 2, 0).astype(int) - np.asarray(picture)).max() <= 3
+    part = crop(path, (32, 16, 64, 64), 16).transpose(1, 2, 0).astype(int)
+    expected = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR, box=(32, 16, 96, 80)))
+    assert np.abs(part - expected).max() <= 3
+    with open_image(path) as image:  # unlike a JPEG, it can be used again
+        assert [int(crop_and_resize(image, (left, 0, 8, 8), 1)[0, 0, 0]) for left in (96, 0)] == pytest.approx(
+            [200, 8], abs=3
+        )
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_heic_and_avif_grey_and_alpha(tmp_path: Path, suffix: str) -> None:
+    save(Image.new("L", (16, 8), 200), tmp_path / f"grey.{suffix}")
+    assert np.abs(np.array(rows(tmp_path / f"grey.{suffix}")) - 200).max() <= 1
+    pixels = np.zeros((16, 48, 4), np.uint8)
+    pixels[:, :16], pixels[:, 16:32], pixels[:, 32:] = (255, 0, 0, 255), (0, 0, 255, 128), (9, 9, 9, 0)
+    save(Image.fromarray(pixels), tmp_path / f"alpha.{suffix}")
+    found = np.array(rows(tmp_path / f"alpha.{suffix}"))[8, [8, 24, 40]]
+    assert np.abs(found - [RED, [127, 127, 255], WHITE]).max() <= 3
+
+
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_of_several_images_in_a_heic_or_avif_file_the_first_is_used(tmp_path: Path, suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 8), color) for color in ("red", "blue", "lime")]
+    save(frames[0], tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
+    with open_image(tmp_path / f"x.{suffix}") as image:
+        assert getattr(image, "n_frames", 1) == 3
+    assert np.abs(np.array(rows(tmp_path / f"x.{suffix}")) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["avif", "heic"])
+def test_orientation_of_heic_and_avif(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"x.{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    blocks = Image.fromarray(np.kron(NUMBERED, np.ones((16, 16), np.uint8)) * 4).convert("RGB")
+    save(blocks, path, exif=exif.tobytes())  # both encoders also write it as a property of the image
+    expected = np.array(TURNED[orientation]) * 4
+    with open_image(path) as opened:
+        assert oriented_size(opened) == (16 * expected.shape[0], 16 * expected.shape[1])
+        for row, column in np.ndindex(expected.shape):
+            part = crop_and_resize(opened, (16 * column + 4, 16 * row + 4, 8, 8), 1)
+            assert np.abs(part.ravel().astype(int) - expected[row, column]).max() <= 3
+    assert np.abs(read_image(path)[0, 8::16, 8::16].astype(int) - expected).max() <= 3
+
+
+def test_exif_orientation_of_a_heic_file_is_ignored(tmp_path: Path) -> None:
+    """As the standard demands (ISO/IEC 23008-12): what counts is the rotation in the file itself."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    save(photograph(64, 48), tmp_path / "x.heic", exif=exif)  # which the encoder stores and does not read
+    with open_image(tmp_path / "x.heic") as image:
+        assert oriented_size(image) == (48, 64)
+
+
+@pytest.mark.parametrize("form", ["heic", "jpg"])
+def test_the_content_of_a_file_named_heic_decides(tmp_path: Path, form: str) -> None:
+    save(photograph(64, 48), tmp_path / "x.heic") if form == "heic" else photograph(64, 48).save(tmp_path / "x.jpg")
+    (tmp_path / f"x.{form}").rename(tmp_path / f"y.{'jpg' if form == 'heic' else 'heic'}")
+    [path] = tmp_path.iterdir()
+    assert read_image(path).shape == (3, 48, 64)
+
+
+def test_a_heic_file_without_the_package_that_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(photograph(64, 48), tmp_path / "x.heic")
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    assert reason(tmp_path / "x.heic") == "reading .heic files needs pillow-heif, an extra: `pip install '.[heif]'`"
+
+
+def test_a_heic_file_whose_header_lies_about_its_size(tmp_path: Path) -> None:
+    save(photograph(64, 64), tmp_path / "x.heic")
+    data = bytearray((tmp_path / "x.heic").read_bytes())
+    size = data.index(b"ispe") + 8
+    assert data[size : size + 8] == (64).to_bytes(4) + (64).to_bytes(4)
+    data[size : size + 8] = (16).to_bytes(4) + (12).to_bytes(4)
+    (tmp_path / "x.heic").write_bytes(data)
+    assert reason(tmp_path / "x.heic")
+    data[size : size + 8] = (20_000).to_bytes(4) + (20_000).to_bytes(4)
+    (tmp_path / "x.heic").write_bytes(data)
+    assert "the limit of 89478485 that protects against decompression bombs" in reason(tmp_path / "x.heic")
+
+
 # Bad images
 
 
 @pytest.mark.parametrize("tenths", range(10))
-@pytest.mark.parametrize("suffix", ["jpg", "progressive.jpg", "png", "webp", "gif", "bmp", "tif", "lzw.tif", "ppm"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "progressive.jpg", "png", "webp", "gif", "bmp", "tif", "lzw.tif", "ppm", "avif", "heic"]
+)
 @pytest.mark.parametrize("action", ["error", "ignore"])
 def test_truncated(tmp_path: Path, suffix: str, tenths: int, action: str) -> None:
     path = tmp_path / f"x.{suffix}"
     noise = np.random.default_rng(0).integers(0, 60, (96, 128, 3), np.uint8)
     pixels = Image.fromarray(np.asarray(photograph(128, 96)) // 2 + noise)
     options = {"progressive.jpg": {"progressive": True}, "lzw.tif": {"compression": "tiff_lzw"}}
+    pillow_heif.register_heif_opener()
     pixels.save(path, **options.get(suffix, {}))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * tenths // 10])
@@ -353,7 +457,9 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 def test_a_text_file_named_jpg(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("not found\n" * 50)
-    assert reason(tmp_path / "x.jpg") == "it is not a JPEG, PNG, WEBP, BMP, GIF, TIFF or PPM file, or it is truncated"
+    assert reason(tmp_path / "x.jpg") == (
+        "it is not a JPEG, PNG, WEBP, AVIF, BMP, GIF, TIFF, PPM or HEIC file, or it is truncated"
+    )
 
 
 def test_a_format_that_runs_programs_is_not_opened(tmp_path: Path) -> None:
@@ -376,19 +482,23 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [11, 21])  # Pillow warns about the first and refuses the second
 @pytest.mark.parametrize("action", ["error", "ignore"])
-def test_a_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, action: str) -> None:
-    Image.new("L", (width, 10)).save(tmp_path / "x.png")
-    Image.new("L", (10, 10)).save(tmp_path / "y.png")
+@pytest.mark.parametrize("suffix", ["png", "avif", "heic"])
+def test_a_decompression_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, width: int, action: str
+) -> None:
+    pillow_heif.register_heif_opener()
+    Image.new("L", (width, 10)).save(tmp_path / f"x.{suffix}")
+    Image.new("L", (10, 10)).save(tmp_path / f"y.{suffix}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():
         warnings.simplefilter(action)  # type: ignore[arg-type]
         found = "11 x 10 pixels, more than" if width == 11 and action == "ignore" else "more pixels than"
-        assert reason(tmp_path / "x.png") == (
+        assert reason(tmp_path / f"x.{suffix}") == (
             f"it has {found} the limit of 100 that protects against decompression bombs. Shrink or remove it"
         )
-        assert read_image(tmp_path / "y.png").shape == (3, 10, 10)
+        assert read_image(tmp_path / f"y.{suffix}").shape == (3, 10, 10)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-        assert read_image(tmp_path / "x.png").shape == (3, 10, width)
+        assert read_image(tmp_path / f"x.{suffix}").shape == (3, 10, width)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names cannot hold control characters")

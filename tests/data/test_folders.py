@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftrain.data.folders import scan
+from ftrain.data import heif
+from ftrain.data.folders import image_files, scan
+from ftrain.data.skipped import described, skipped_line
 from ftrain.errors import DataError
 from ftrain.text import shown
 
@@ -43,7 +45,24 @@ def test_classes_and_images_are_sorted_by_their_bytes(tmp_path: Path) -> None:
 
 
 def test_images_are_recognised_by_their_suffix_in_any_case(tmp_path: Path) -> None:
-    suffixes = ("JPG", "Png", "bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tIfF", "tif", "tiff", "webp")
+    suffixes = (
+        "AVIF",
+        "HEIC",
+        "JPG",
+        "Png",
+        "bmp",
+        "gif",
+        "heif",
+        "jpeg",
+        "jpg",
+        "pgm",
+        "png",
+        "ppm",
+        "tIfF",
+        "tif",
+        "tiff",
+        "webp",
+    )
     make(tmp_path, *(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
     make(tmp_path, "a/x.txt", "a/jpg", "a/x.jpg.part", "a/x.npy")
     assert scan(tmp_path).paths == (*(f"a/x.{suffix}" for suffix in suffixes), "b/1.jpg")
@@ -58,6 +77,45 @@ def test_images_are_found_at_any_depth(tmp_path: Path) -> None:
 def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
     make(tmp_path, "a/x.png", "a/._x.png", "a/.thumbs/x.png", "b/x.png", ".git/x.png", "readme.txt")
     assert scan(tmp_path).paths == ("a/x.png", "b/x.png")
+
+
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "b/x.png", "a/notes.PDF", "a/n/1.pdf", "b/2.mov", "b/LICENSE", "b/x.jpg.part")
+    assert scan(tmp_path).skipped == {".pdf": 2, ".mov": 1, "without a suffix": 1, ".part": 1}
+    assert skipped_line(scan(tmp_path), scan(tmp_path)) == "skipped: 4 .pdf, 2 .mov, 2 .part, 2 without a suffix"
+    make(tmp_path, "1.png", "2.png", "readme.txt")
+    assert scan(tmp_path).skipped["images outside of the class folders"] == 2
+    files, kinds = image_files(tmp_path / "a")
+    assert ([Path(file).name for file in files], kinds) == (["x.png"], {".pdf": 2})
+
+
+def test_what_systems_put_into_folders_is_ignored(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.png", "b/x.png", "a/Thumbs.db", "a/desktop.ini", "b/.DS_Store", "b/@eaDir/x.png")
+    make(tmp_path, "__MACOSX/a/._x.png")
+    index = scan(tmp_path)
+    assert (index.classes, index.paths, index.skipped) == (("a", "b"), ("a/x.png", "b/x.png"), {})
+    assert skipped_line(index) is None
+
+
+def test_heic_files_that_cannot_be_read_here_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *(f"a/{number}.HEIC" for number in range(3)), "a/x.png", "b/x.png", "b/y.pdf")
+    assert len(scan(tmp_path)) == 5
+    monkeypatch.setattr(heif, "is_installed", lambda: False)
+    index = scan(tmp_path)
+    assert index.paths == ("a/x.png", "b/x.png")
+    install = "(reading .heic files needs pillow-heif, an extra: `pip install '.[heif]'`)"
+    assert skipped_line(index) == f"skipped: 3 .heic, 1 .pdf {install}"
+    (tmp_path / "a" / "x.png").unlink()
+    assert error_of(tmp_path) == (
+        'no images in the class folder "a" of ROOT; every class needs at least one training image; found 3 .heic, 1 '
+        f".pdf {install}. Add images, or remove the folder"
+    )
+
+
+def test_many_kinds_of_files_are_counted_together() -> None:
+    counts = {f".{letter}": number for number, letter in enumerate("abcdefghij", start=1)}
+    assert described(counts) == "10 .j, 9 .i, 8 .h, 7 .g, 6 .f, 5 .e, 4 .d, 3 .c, 3 of 2 other kinds"
+    assert described({".\x1b[0m": 1}) == r"1 .\x1b[0m"
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
@@ -179,7 +237,7 @@ def test_no_images(tmp_path: Path, options: dict[str, list[str]]) -> None:
     make(tmp_path, "a/x.txt", "b/y.txt")
     assert error_of(tmp_path, **options) == (
         'no images in ROOT: none of its 2 class folders ("a", "b") has a file that ends in .jpg, .jpeg, .png, .bmp, '
-        ".gif, .webp, .tif, .tiff, .ppm, .pgm"
+        ".gif, .webp, .avif, .tif, .tiff, .ppm, .pgm, .heic, .heif; found 2 .txt"
     )
 
 

@@ -12,6 +12,8 @@ from example_images import message
 from PIL import Image
 
 from ftrain.data import image_pixels
+from ftrain.data.augment import centre_pixels
+from ftrain.data.decode import open_image
 from ftrain.errors import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -29,6 +31,75 @@ def test_written_out() -> None:
     ]
     assert image_pixels(image, 1, fraction=0.5)[1:].tolist() == [[[10]], [[15]]]
     assert image_pixels(np.full((5, 3), 9, np.uint8), 2, fraction=1.0).tolist() == [[[9, 9], [9, 9]]] * 3
+
+
+WIDE = np.array([[0, 10, 20, 30], [100, 110, 120, 130]], np.uint8)
+BARS = (7, 8, 9)
+
+
+def test_pad_written_out() -> None:
+    assert image_pixels(WIDE, 4, fraction=0.875, fit="pad", bars=BARS).tolist() == [
+        [[bar] * 4, [0, 10, 20, 30], [100, 110, 120, 130], [bar] * 4] for bar in BARS
+    ]
+    assert image_pixels(WIDE.T, 4, fraction=1.0, fit="pad", bars=BARS)[1].tolist() == [
+        [8, 0, 100, 8],
+        [8, 10, 110, 8],
+        [8, 20, 120, 8],
+        [8, 30, 130, 8],
+    ]
+    # 1 x 2 pixels of what is scaled to half its size, in the upper half, because a bar of 0.5 pixels is rounded down.
+    assert image_pixels(WIDE, 2, fraction=1.0, fit="pad", bars=BARS)[2].tolist() == [[57, 73], [9, 9]]
+    assert image_pixels(np.full((3, 200), 50, np.uint8), 5, fraction=1.0, fit="pad", bars=BARS)[0].tolist() == [
+        [7] * 5,
+        [7] * 5,
+        [50] * 5,
+        [7] * 5,
+        [7] * 5,
+    ]
+
+
+def test_stretch_written_out() -> None:
+    # Pillow's triangle of 2 pixels on each side: (0.75 * 0 + 0.75 * 10 + 0.25 * 20) / 1.75 = 7.14, and so on.
+    assert image_pixels(WIDE, 2, fraction=0.875, fit="stretch").tolist() == [[[7, 23], [107, 123]]] * 3
+    # 2 rows become 4: at 0.25, 0.75, 1.25 and 1.75 of 2, so 1/4 and 3/4 of the way between them.
+    assert image_pixels(WIDE, 4, fraction=1.0, fit="stretch")[0].tolist() == [
+        [0, 10, 20, 30],
+        [25, 35, 45, 55],
+        [75, 85, 95, 105],
+        [100, 110, 120, 130],
+    ]
+
+
+def test_crop_written_out() -> None:
+    assert image_pixels(WIDE, 2, fraction=1.0, fit="crop").tolist() == [[[10, 20], [110, 120]]] * 3
+    assert image_pixels(WIDE, 2, fraction=1.0).tolist() == [[[10, 20], [110, 120]]] * 3
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_square_image_is_the_same_with_every_fit(fit: Any) -> None:
+    square = NOISE[:30]
+    expected = image_pixels(square, 12, fraction=1.0)
+    assert np.array_equal(image_pixels(square, 12, fraction=1.0, fit=fit, bars=BARS), expected)
+
+
+@pytest.mark.parametrize(("fit", "decoded"), [("crop", (200, 80)), ("pad", (50, 20)), ("stretch", (200, 80))])
+def test_a_jpeg_is_decoded_no_larger_than_its_fit_needs(fit: Any, decoded: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", (400, 160)).save(tmp_path / "x.jpg")
+    with open_image(tmp_path / "x.jpg") as image:
+        assert centre_pixels(image, 50, fraction=1.0, fit=fit, bars=BARS).shape == (3, 50, 50)
+        assert image.size == decoded
+
+
+def test_the_orientation_of_a_file_counts_before_the_fit(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right
+    Image.fromarray(WIDE).save(tmp_path / "x.png", exif=exif)
+    assert image_pixels(tmp_path / "x.png", 4, fraction=1.0, fit="pad", bars=BARS)[0].tolist() == [
+        [7, 100, 0, 7],
+        [7, 110, 10, 7],
+        [7, 120, 20, 7],
+        [7, 130, 30, 7],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -116,6 +187,12 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(DataError, image_pixels, tmp_path / "x.png", 8, fraction=1.0) == expected
     text = message(DataError, image_pixels, Image.new("F", (2, 2)), 2, fraction=1.0)
     assert text.startswith("cannot read the image in memory: its pixels are floating-point numbers")
+
+
+@pytest.mark.parametrize(("fit", "bars"), [("zoom", None), ("pad", None)])
+def test_an_unknown_fit(fit: Any, bars: Any) -> None:
+    expected = f"`fit` must be crop, stretch, or pad with `bars`; got {fit!r} and None"
+    assert message(ValueError, image_pixels, NOISE, 8, fraction=1.0, fit=fit, bars=bars) == expected
 
 
 @pytest.mark.parametrize(

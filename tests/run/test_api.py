@@ -367,7 +367,7 @@ def test_a_file_whose_code_fails_is_reported(data, tmp_path):
             "`augment` must return images, a tensor of shape [2, 3, 32, 32]",
         ),
         ({"weights": "DEFAULT"}, "`weights` are for a network that ftrain builds"),
-        ({"train_dir": "a", "val_dir": "b"}, "give either images as `data`, or `train_dir`; got both"),
+        ({"train_dir": "a", "val_dir": "b"}, "give either a pair of images as `data`, or `train_dir`; got both"),
         ({"model": net().requires_grad_(False)}, "`model` has no parameters that require gradients"),
         (
             {"loss": torch.nn.CrossEntropyLoss},

@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ftrain.data import Job, load
 from ftrain.data.cache import Caching
 from ftrain.data.folders import scan
+from ftrain.data.pixels import train_pixels_in_epoch, train_pixels_unaugmented
 from ftrain.errors import DataError, TrainingError
 from ftrain.metrics import Metrics
 from ftrain.run import build, inference, provenance, session, stages
@@ -209,6 +211,35 @@ def test_an_evaluation_counts_every_example_once_whatever_the_batch(data, tmp_pa
     assert [result.metrics["loss"] for result in results] == pytest.approx([results[0].metrics["loss"]] * 4, rel=1e-5)
 
 
+@pytest.mark.parametrize("fit_name", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("crop_scale", [0.5, 1.0])
+def test_an_image_reaches_the_network_in_the_same_way_everywhere(tmp_path, fit_name, crop_scale):
+    """In validation with and without a cache, in predict and in training without crops."""
+    noise = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(3):
+                pixels = noise.integers(0, 256, (40, 70), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{number}.png")
+    options = {"epochs": 1, "fit": fit_name, "crop_scale": crop_scale, "flip": False, "image_size": 32}
+    run, spec, images = start(tmp_path / "images", tmp_path / "run", mean=(0.2, 0.4, 0.6), **options)
+    list(fit(run, spec, images))
+    restored = inference.restore(run, run.spec)
+    paths = [images.val.image_name(position) for position in range(6)]
+    [seen] = load(attrs.evolve(images, eval_batch_size=6), [Job("val", 0)])
+    bars = (seen.images[:, :, 0, 0] == torch.tensor([51, 102, 153], dtype=torch.uint8)).all()
+    assert bool(bars) == (fit_name == "pad")
+    logits = restored.program.predict_step(restored.state, seen.images)
+    expected = torch.softmax(logits, dim=-1).amax(dim=-1)
+    predicted = [ranking[0][1] for ranking in inference.predict(restored, paths, top=1)]
+    assert predicted == pytest.approx(expected.tolist(), rel=1e-6)
+    if crop_scale == 1.0:
+        for position in range(6):
+            trained = train_pixels_in_epoch(images, position, 0)
+            assert torch.equal(trained, train_pixels_unaugmented(images, position))
+
+
 def state_of(run):
     last = max(run.checkpoints.iterdir())
     return (last / "state.safetensors").read_bytes()
@@ -222,19 +253,25 @@ def untimed(run):
     ]
 
 
-RESUMED = {"epochs": 2, "log_every": 2, "checkpoint_every": 1, "crop_scale": 0.5}
+RESUMED = {"epochs": 2, "log_every": 2, "checkpoint_every": 1, "image_size": 28}
+TABLE = [
+    {"cache": "none", "crop_scale": 0.5},
+    {"cache": "ram", "crop_scale": 0.5},
+    {"cache": "ram", "crop_scale": 1.0, "fit": "pad"},
+]
 
 
-@pytest.fixture(scope="module", params=["none", "ram"])
+@pytest.fixture(scope="module", params=TABLE)
 def undisturbed(request, data, tmp_path_factory):
-    run, spec, images = start(data, tmp_path_factory.mktemp("runs") / "whole", cache=request.param, **RESUMED)
+    run, spec, images = start(data, tmp_path_factory.mktemp("runs") / "whole", **request.param, **RESUMED)
     list(fit(run, spec, images))
     return run
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (1, 2), (2, 0), (2, 4), (3, 1), (3, 2), (4, 0), (4, 2), (5, 4)])
 def test_a_run_stopped_after_any_step_ends_like_an_undisturbed_run(undisturbed, data, tmp_path, stop, workers):
-    run, spec, images = start(data, tmp_path / "run", cache=undisturbed.settings.cache, **RESUMED)
+    asked = {name: getattr(undisturbed.settings, name) for name in ("cache", "crop_scale", "fit")}
+    run, spec, images = start(data, tmp_path / "run", **asked, **RESUMED)
     events = fit(run, spec, images)
     for event in events:
         at_step = isinstance(event, kinds.Saving) and event.checkpoint.name == f"step_{stop:08d}"

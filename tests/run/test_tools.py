@@ -85,6 +85,7 @@ def test_onnx(run, predictions, count, tmp_path):
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["classes"]) == ["even", "odd"]
     assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
+    assert (facts["fit"], facts["centre_fraction"]) == ("crop", "1.0")
 
 
 def test_torch_export(run, predictions, tmp_path):

@@ -25,7 +25,7 @@ from ftrain.data.cache.fill import fill
 from ftrain.data.cache.format import CacheFormat
 from ftrain.data.cache.images import ImageCache
 from ftrain.data.cache.plan import CachePlan
-from ftrain.data.folders import Index
+from ftrain.data.index import Index
 from ftrain.data.source import Source
 from ftrain.disk import durable
 from ftrain.text import readable
@@ -43,7 +43,7 @@ def cache_folder(source: Source, form: CacheFormat) -> Path:
     >>> folder.parent.name, len(folder.name)
     ('decoded', 24)
     """
-    facts: list[Any] = [FORMAT, source.fingerprint, list(form), PIL.__version__, torch.__version__]
+    facts: list[Any] = [FORMAT, source.fingerprint, form.facts, PIL.__version__, torch.__version__]
     if isinstance(source, Index):
         facts += [os.path.realpath(source.root), hashlib.sha256(source.modified.tobytes()).hexdigest()]
     name = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -85,7 +85,7 @@ def build_on_disk(
                     partial = event
                 else:
                     yield event
-            about = {"format": FORMAT, "form": form, "bytes": plan.bytes}
+            about = {"format": FORMAT, "form": form.facts, "bytes": plan.bytes}
             bad_images = {str(position): cause for position, cause in partial.plan.bad_images.items()}
             with durable.naming(folder):
                 os.fsync(file.fileno())

@@ -67,4 +67,5 @@ def cached_pixels(image: Image.Image, form: CacheFormat, height: int, width: int
         rows, columns = oriented_size(image)
         pixels = crop(image, (0, 0, columns, rows), min(height, width))
         return resized(torch.from_numpy(pixels).permute(2, 0, 1), height, width).permute(1, 2, 0).contiguous().numpy()
-    return np.ascontiguousarray(centre_pixels(image, form.side, fraction=form.fraction).transpose(1, 2, 0))
+    square = centre_pixels(image, form.side, fraction=form.fraction, fit=form.fit, bars=form.bars)
+    return np.ascontiguousarray(square.transpose(1, 2, 0))
