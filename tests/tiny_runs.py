@@ -79,8 +79,6 @@ def settings(**changes):
         "log_every": 3,
         "checkpoint_every": 2,
         "drop_last": True,
-        "head_epochs": 0,
-        "layer_decay": 1.0,
     }
     return Settings(**{**options, **changes})
 

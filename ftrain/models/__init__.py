@@ -1,6 +1,6 @@
 """Networks: torchvision's classifiers by name, networks of one's own, and weights to start from."""
 
-from ftrain.models.catalogue import canonical, check_size, fits, names, smallest_size
+from ftrain.models.catalogue import canonical, check_size, fits, has_pretrained, names, smallest_size
 from ftrain.models.construct import build
 from ftrain.models.groups import head, layer_decay, matching
 from ftrain.models.hashing import function_hash
@@ -20,6 +20,7 @@ __all__ = [
     "convolutions_of",
     "fits",
     "function_hash",
+    "has_pretrained",
     "head",
     "is_own",
     "layer_decay",

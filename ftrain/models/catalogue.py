@@ -77,6 +77,21 @@ def canonical(name: str) -> str:
     )
 
 
+def has_pretrained(name: str) -> bool:
+    """Whether there are pretrained weights of a model, which `weights="DEFAULT"` downloads.
+
+    Args:
+      name: of a model, in any spelling that `canonical` accepts.
+
+    Raises:
+      ValueError: if no model has this name.
+
+    >>> has_pretrained("resnet34"), has_pretrained("mnasnet0_5")
+    (True, True)
+    """
+    return len(torchvision.models.get_model_weights(canonical(name))) > 0
+
+
 def smallest_size(name: str) -> int:
     """The side in pixels of the smallest square images that a model can be trained on.
 

@@ -32,6 +32,7 @@ class Started:
       parameters: numbers that are trained.
       step: training steps done before.
       weights: what was loaded of pretrained weights, if the run starts from any.
+      could_be_pretrained: whether it starts from random weights although there are pretrained ones of its network.
     """
 
     spec: RunSpec
@@ -39,6 +40,7 @@ class Started:
     parameters: int
     step: int
     weights: WeightsReport | None
+    could_be_pretrained: bool = False
 
 
 @attrs.frozen

@@ -28,6 +28,7 @@ from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, Started, Stopped
 from ftrain.run.folder import RunFolder
 from ftrain.run.log import Log
+from ftrain.run.network import could_be_pretrained
 from ftrain.run.session import Session
 from ftrain.run.skipped import SkippedImages
 from ftrain.run.spec import RunSpec
@@ -190,6 +191,7 @@ def _start(
         parameters=sum(param.numel() for param in position.state.params.values()),
         step=position.step,
         weights=program.weights,
+        could_be_pretrained=position.step == 0 and could_be_pretrained(spec, program.custom),
     )
     if not position.evaluated:
         yield Evaluating(session.epoch)

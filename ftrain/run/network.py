@@ -44,6 +44,12 @@ def head_of(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[str
     return models.head(module, models.without_data(spec.model, more, spec.image_size))
 
 
+def could_be_pretrained(spec: RunSpec, custom: Custom) -> bool:
+    """Whether the network starts from random weights although there are pretrained ones."""
+    own = custom.module is not None or models.is_own(spec.model)
+    return not own and not spec.weights and models.has_pretrained(spec.model)
+
+
 def placed(tensors: Tensors, spec: RunSpec) -> Tensors:
     """The tensors on the device of the run, 4-d ones in its memory format."""
     layout = memory_format(spec)

@@ -111,6 +111,11 @@ def _headline(event: Started) -> str:
     ]
     if event.weights is not None:
         lines.append(f"weights: {event.weights}; weights.json lists them by name")
+    if event.could_be_pretrained:
+        lines.append(
+            "training starts from random weights; `weights=DEFAULT` starts from pretrained ones, which usually gives a "
+            "better network in fewer epochs"
+        )
     if 0 < event.step < spec.total_steps:
         lines.append(f"resuming from step {event.step} of {spec.total_steps}")
     return "\n".join(lines)

@@ -93,12 +93,16 @@ def resolve(
             f"a batch of {batch_size} images of {image_size} px gives BatchNorm few values to normalise over, and "
             "training may diverge; 16 or more is usual"
         )
-    settings = _fine_tuned(settings)
-    warmup_epochs = _or(settings.warmup_epochs, min(1.0, settings.epochs / 10))
-    if warmup_epochs >= settings.epochs and settings.schedule in WITH_WARMUP:
+    if settings.head_epochs >= settings.epochs:
         raise SettingsError(
-            f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {settings.epochs} epochs"
+            f"`head_epochs` must be less than `epochs`; got {settings.head_epochs} of {settings.epochs} epochs. To "
+            "train the head alone, use `freeze=backbone`"
         )
+    after_head = settings.epochs - settings.head_epochs
+    warmup_epochs = _or(settings.warmup_epochs, min(1.0, after_head / 10))
+    if warmup_epochs >= after_head and settings.schedule in WITH_WARMUP:
+        rest = f"the {after_head} after `head_epochs`" if settings.head_epochs else f"{settings.epochs} epochs"
+        raise SettingsError(f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {rest}")
     notes.extend(_unused(settings))
     if settings.deterministic:
         notes.append(kernels.cost_of_determinism(device))
@@ -145,20 +149,6 @@ def resolve(
         kind = _cache_with_room(images, sizes)
         spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
     return spec, images
-
-
-def _fine_tuned(settings: Settings) -> Settings:
-    """The settings of fine-tuning, decided by whether the network is pretrained."""
-    pretrained = settings.weights is not None
-    head_first = pretrained and settings.freeze != "backbone" and settings.epochs > 2
-    head_epochs = _or(settings.head_epochs, 1 if head_first else 0)
-    if head_epochs >= settings.epochs:
-        raise SettingsError(
-            f"`head_epochs` must be less than `epochs`; got {head_epochs} of {settings.epochs} epochs. To train the "
-            "head alone, use `freeze=backbone`"
-        )
-    layer_decay = settings.layer_decay or (0.75 if pretrained else 1.0)
-    return attrs.evolve(settings, head_epochs=head_epochs, layer_decay=layer_decay)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -34,7 +34,7 @@ HARMLESS = frozenset(
     {"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every", "patience", "max_time"}
 )
 # What a run did that was started before ftrain had a setting.
-BEFORE_ADDED = {"drop_last": True, "head_epochs": 0, "layer_decay": 1.0}
+BEFORE_ADDED = {"drop_last": True}
 # Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
 
@@ -325,10 +325,10 @@ class Settings:
         "separated by commas. Frozen BatchNorm layers keep their statistics.",
         _TEXT,
     )
-    head_epochs: int | None = _setting(
-        None,
+    head_epochs: int = _setting(
+        0,
         "Fine-tuning",
-        "First epochs, of --epochs, in which only the head is trained. Default: TODO with --weights, otherwise 0.",
+        "How many of --epochs, from the first on, train only the head.",
         _integer(0),
     )
     head_lr: float | None = _setting(
@@ -337,11 +337,11 @@ class Settings:
         "Peak learning rate of the head. Default: --lr.",
         _number(0.0, above=True),
     )
-    layer_decay: float | None = _setting(
-        None,
+    layer_decay: float = _setting(
+        1.0,
         "Fine-tuning",
-        "Factor by which the learning rate falls with depth, from the head through twelve groups of layers to the "
-        "first; 1 for one rate. Default: TODO with --weights, otherwise 1.",
+        "Factor by which the learning rate falls from each of twelve groups of layers to the one below it, such as "
+        "0.75; 1 for the same rate everywhere.",
         _FRACTION,
     )
     loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
