@@ -33,6 +33,7 @@ MAX_DEFAULT_DISK_CACHE = 64e9  # bytes that are used without being asked for
 DEFAULT_CROP_SCALE = 0.35
 HEADERS = 256  # images whose headers are read before anything else
 FEW_IMAGES = 5_000
+NOTABLE_UNCERTAINTY = 0.08  # of the validation accuracy, which 100 images give
 WITH_WARMUP = ("cosine", "linear")
 DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
@@ -71,6 +72,7 @@ def resolve(
     train, val = sources
     if line := skipped_line(train, val):
         notes.append(line)
+    notes.extend(_about_validation(val))
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
@@ -149,6 +151,29 @@ def resolve(
         kind = _cache_with_room(images, sizes)
         spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
     return spec, images
+
+
+def _about_validation(val: Source) -> list[str]:
+    """Notes on validation images from which little can be concluded."""
+    notes = []
+    counts = np.bincount(val.labels, minlength=len(val.classes)).tolist()
+    if missing := [shown(name) for name, count in zip(val.classes, counts, strict=True) if not count]:
+        them = "it" if len(missing) == 1 else "them"
+        notes.append(f"no validation image is of {_some(missing)}, so nothing will be known about {them}")
+    # Twice the standard error of an accuracy of 80 %.
+    uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
+    if uncertainty > NOTABLE_UNCERTAINTY:
+        images = f"{len(val)} validation image{'s' * (len(val) != 1)}"
+        notes.append(
+            f"with only {images}, differences in accuracy of less than {uncertainty:.0%} may be chance; more "
+            "validation images would tell more"
+        )
+    return notes
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"the class{'es' * (len(names) > 1)} {', '.join(names[:most])}{more}"
 
 
 def resolve_device(name: str) -> torch.device:

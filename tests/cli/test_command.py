@@ -513,8 +513,12 @@ def test_plain_lines_if_the_output_is_not_a_terminal(data, tmp_path):
     assert lines[1].startswith(
         "shufflenet_v2_x0_5 (0.3 M parameters) on 18 images of 3 classes, 9 for validation; 32 px"
     )
-    assert [line.split("  ")[0] for line in lines[2:4]] == ["epoch 1/2", "epoch 2/2"]
-    assert lines[4].startswith("done: validation accuracy ")
+    assert lines[2] == (
+        "training starts from random weights; --weights DEFAULT starts from pretrained ones, which usually gives a "
+        "better network in fewer epochs"
+    )
+    assert [line.split("  ")[0] for line in lines[3:5]] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[5].startswith("done: validation accuracy ")
     assert "\x1b" not in result.stdout
 
 

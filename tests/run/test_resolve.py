@@ -1,16 +1,18 @@
 """From settings to a spec and a program."""
 
 import attrs
+import numpy as np
 import pytest
 import tiny_runs
 import torch
 from signal_runs import make_images
 
+from ftrain.data import from_arrays
 from ftrain.errors import SettingsError
 from ftrain.run import stages
 from ftrain.run.build import build
 from ftrain.run.custom import Custom
-from ftrain.run.resolve import resolve
+from ftrain.run.resolve import _about_validation, resolve
 from ftrain.run.settings import Settings
 from ftrain.run.spec import Interval, RunSpec
 
@@ -33,8 +35,37 @@ def test_nothing_in_a_spec_is_none(data):
     assert (spec.save_station, spec.checkpoint_every, spec.warmup_epochs) == (11, Interval(), 1.0)
     assert (spec.precision, spec.memory_format, spec.compile) == ("float32", "channels_last", False)
     assert (spec.pace.steps(1), spec.total_steps) == (1, 10)
-    assert spec.notes == ("the training step is not compiled: this run has only 10 steps",)
+    assert spec.notes == (
+        "with only 5 validation images, differences in accuracy of less than 36% may be chance; more validation images "
+        "would tell more",
+        "the training step is not compiled: this run has only 10 steps",
+    )
     assert (images.batch_size, images.image_size, images.augmentation) == (13, 32, spec.augmentation)
+
+
+def test_validation_images_that_tell_little_are_mentioned():
+    def about(labels, classes=("a", "b", "c")):
+        source = from_arrays(np.zeros((len(labels), 8, 8), np.uint8), labels, classes=classes)
+        return _about_validation(source)
+
+    assert about([0, 1, 2] * 34) == []
+    assert about([0, 2] * 50) == ["no validation image is of the class b, so nothing will be known about it"]
+    assert about([1] * 100) == ["no validation image is of the classes a, c, so nothing will be known about them"]
+    assert about([0, 1, 2] * 33) == [
+        "with only 99 validation images, differences in accuracy of less than 8% may be chance; more validation images "
+        "would tell more"
+    ]
+
+
+def test_the_head_cannot_be_trained_alone_for_all_epochs(data):
+    with pytest.raises(
+        SettingsError, match=r"`head_epochs` must be less than `epochs`; got 3 of 3 epochs\. To train the"
+    ):
+        resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, head_epochs=3))
+    with pytest.raises(SettingsError, match="`warmup_epochs` must be less than `epochs`; got 1 of the 1 after `head_e"):
+        resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, head_epochs=2, warmup_epochs=1.0))
+    spec, _ = resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, head_epochs=2))
+    assert spec.warmup_epochs == 0.1
 
 
 def test_what_is_recorded_makes_the_same_spec_again(data):
