@@ -19,7 +19,7 @@ images = Images(train=train, val=val, batch_size=50, image_size=32)
 
 apply, params, buffers = ftrain.functionalize(network)
 apply = ftrain.normalized(apply, mean=(0.29, 0.29, 0.29), std=(0.35, 0.35, 0.35))
-optimizer = ftrain.adamw(ftrain.warmup_cosine(5e-3, total_steps=5 * images.steps_per_epoch, warmup_steps=20))
+optimizer = ftrain.adamw(ftrain.warmup_cosine(5e-3, total_steps=images.pace.steps(5), warmup_steps=20))
 state = ftrain.init_state(params, buffers, optimizer, seed=0)
 
 for epoch in range(5):

@@ -57,7 +57,7 @@ def load(images: Images, jobs: Iterable[Job], *, workers: int = 0, pin_memory: b
       WorkerError: if a worker is killed.
 
     >>> from ftrain.data import from_arrays
-    >>> source = from_arrays(np.zeros((10, 8, 8), np.uint8), [0, 1] * 5)
+    >>> source = from_arrays(np.zeros((8, 8, 8), np.uint8), [0, 1] * 4)
     >>> images = Images(train=source, val=source, batch_size=4, image_size=8)
     >>> [tuple(batch.images.shape) for batch in load(images, images.train_jobs(0))]
     [(4, 3, 8, 8), (4, 3, 8, 8)]

@@ -22,7 +22,7 @@ def on_device(batches: Iterable[ImageBatch], device: torch.device) -> Iterator[t
 
     >>> import numpy as np
     >>> from ftrain.data import Images, from_arrays, load
-    >>> source = from_arrays(np.zeros((10, 8, 8), np.uint8), [0, 1] * 5)
+    >>> source = from_arrays(np.zeros((8, 8, 8), np.uint8), [0, 1] * 4)
     >>> images = Images(train=source, val=source, batch_size=4, image_size=8)
     >>> for (pixels, labels, weights), batch in on_device(load(images, images.train_jobs(0)), torch.device("cpu")):
     ...     print(pixels.shape, len(labels), weights.tolist())

@@ -24,7 +24,7 @@ from ftrain.data import heif
 from ftrain.disk import sealed
 
 MODEL = "shufflenet_v2_x0_5"
-QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--drop-last", "--workers", "0", "--device", "cpu"]
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 40, 50)}
 
 
