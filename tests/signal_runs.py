@@ -53,7 +53,7 @@ def command(data, folder, workers=0):
         "--checkpoint-every": 2,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    return ["fit", *words, "--workers", str(workers)]
+    return ["fit", *words, "--drop-last", "--workers", str(workers)]
 
 
 def run(arguments, log=None):
