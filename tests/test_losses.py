@@ -7,9 +7,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftrain.losses import Loss, binary_cross_entropy, cross_entropy, mean_squared_error
+from ftrain.losses import (
+    Loss,
+    balanced_weights,
+    binary_cross_entropy,
+    class_weighted,
+    cross_entropy,
+    effective_weights,
+    focal,
+    logit_adjusted,
+    mean_squared_error,
+)
 
-LOSSES: list[Loss] = [cross_entropy, binary_cross_entropy, mean_squared_error]
+UNEVEN = torch.tensor([50.0, 30.0, 10.0, 8.0, 2.0])
+LOSSES: list[Loss] = [
+    *(cross_entropy, binary_cross_entropy, mean_squared_error, focal),
+    *(class_weighted(focal, UNEVEN), logit_adjusted(cross_entropy, UNEVEN)),
+]
 LOG2 = 0.6931471805599453
 
 # Logits whose softmax is (1/2, 1/4, 1/4), (1/3, 1/3, 1/3) and (1/10, 8/10, 1/10).
@@ -108,7 +122,7 @@ def test_one_value_per_example_in_the_dtype_of_the_logits(loss: Loss, batch: int
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_large_logits_stay_finite(loss: Loss) -> None:
-    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
+    logits = torch.tensor([[1e4, -1e4, 0.0, 0.0, 0.0], [-1e4, 1e4, 0.0, 0.0, 0.0]])
     assert torch.isfinite(loss(logits, torch.tensor([1, 1]))).all()
 
 
@@ -163,3 +177,58 @@ def test_compiled_as_one_graph(loss: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
     torch.testing.assert_close(compiled(logits, labels), loss(logits, labels), rtol=1e-14, atol=0)
+
+
+def test_focal_by_hand() -> None:
+    # (1 - 1/2)^2 log 2, (1 - 1/3)^2 log 3, (1 - 8/10)^2 (-log 8/10)
+    close(focal(LOGITS, LABELS), [0.1732867951399863, 0.48827212829693767, 0.0089257420525684])
+    targets = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    # First: (1/4 log 2 + 9/16 log 4) / 2
+    close(focal(LOGITS, targets), [0.4765386866349624, 0.48827212829693767, 0.0089257420525684])
+    torch.testing.assert_close(focal(LOGITS, LABELS, gamma=0.0), cross_entropy(LOGITS, LABELS))
+
+
+def test_focal_of_a_certain_example_is_zero_with_a_finite_gradient() -> None:
+    logits = torch.tensor([[1e4, 0.0]], requires_grad=True)
+    for gamma in (0.5, 1.0, 2.0):
+        loss = focal(logits, torch.tensor([0]), gamma=gamma)
+        assert loss.item() == 0.0
+        assert torch.isfinite(torch.autograd.grad(loss.sum(), logits)[0]).all()
+
+
+def test_class_weights_by_hand() -> None:
+    weights = torch.tensor([2.0, 0.5, 4.0], dtype=torch.float64)
+    # times 2, 4 and 0.5
+    expected = [1.3862943611198906, 4.394449154672439, 0.1115717756571049]
+    close(class_weighted(cross_entropy, weights)(LOGITS, LABELS), expected)
+    mixed = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    # The first weighs (2 + 0.5) / 2.
+    close(class_weighted(cross_entropy, weights)(LOGITS, mixed)[:1], [1.0397207708399179 * 1.25])
+
+
+def test_balanced_weights_make_all_classes_weigh_the_same() -> None:
+    assert balanced_weights([3, 100]) == pytest.approx([103 / 6, 103 / 200])
+    assert balanced_weights([5, 5, 5]) == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_effective_weights_by_hand() -> None:
+    # (1 - 0.9) / (1 - 0.9^n) is 1 for n = 1 and 0.1 / 0.19 for n = 2; their mean over three examples is 1.
+    one, two = 1.0, 0.1 / 0.19
+    mean = (one + 2 * two) / 3
+    assert effective_weights([1, 2], beta=0.9) == pytest.approx([one / mean, two / mean])
+    assert effective_weights([3, 100], beta=0.0) == pytest.approx([1.0, 1.0])
+
+
+def test_weights_of_classes_without_examples_are_errors() -> None:
+    with pytest.raises(ValueError, match="`counts` must be positive, because a class without examples has no weight"):
+        balanced_weights([3, 0])
+    with pytest.raises(ValueError, match="`beta` must be a number >= 0 and < 1; got 1.0"):
+        effective_weights([3, 4], beta=1.0)
+
+
+def test_logit_adjustment_by_hand() -> None:
+    # Priors 1/2, 1/4, 1/4: the softmax of the first becomes (2/3, 1/6, 1/6), of the second (1/2, 1/4, 1/4).
+    adjusted = logit_adjusted(cross_entropy, torch.tensor([20, 10, 10]))
+    close(adjusted(LOGITS[:2], LABELS[:2]), [0.4054651081081644, 1.3862943611198906])
+    unchanged = logit_adjusted(cross_entropy, torch.tensor([20, 10, 10]), tau=0.0)
+    close(unchanged(LOGITS, LABELS), cross_entropy(LOGITS, LABELS).tolist())
