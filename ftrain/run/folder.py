@@ -62,10 +62,11 @@ class RunFolder:
     @property
     def spec(self) -> RunSpec:
         """The spec of the run."""
+        counts = self.config["data"]["train"]["classes"]
         return RunSpec.of(
             self.settings,
             classes=self.classes,
-            train_examples=int(self.config["data"]["train"]["images"]),
+            class_counts=tuple(int(counts[name]["images"]) for name in self.classes),
             compile_because=str(self.config.get("kernels", {}).get("compile_because", "")),
         )
 

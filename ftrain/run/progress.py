@@ -52,13 +52,14 @@ def with_progress(
     yield from _on_terminal(events, words, stopping) if sys.stdout.isatty() else _in_lines(events, words)
 
 
-def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | None:
+def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven: bool = False) -> str | None:
     """An event in words; None for those that are only shown in a progress bar.
 
     Args:
       folder: of the run.
       epochs: of the run.
       seconds: since the last epoch ended.
+      uneven: whether the classes are, so that the macro-averaged accuracy tells more.
     """
     match event:
         case Started():
@@ -73,10 +74,11 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float) -> str | N
             return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
         case EpochEnded():
             best = "  best" if event.best_epoch == event.epoch else ""
+            macro = f" macro {event.val['macro_accuracy']:6.1%}" if uneven and "macro_accuracy" in event.val else ""
             return (
                 f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  "
                 f"train loss {event.train['loss']:.4f} accuracy {event.train['accuracy']:6.1%}   "
-                f"val loss {event.val['loss']:.4f} accuracy {event.val['accuracy']:6.1%}  {seconds:5.1f} s{best}"
+                f"val loss {event.val['loss']:.4f} accuracy {event.val['accuracy']:6.1%}{macro}  {seconds:5.1f} s{best}"
             )
         case _:
             return None
@@ -129,15 +131,15 @@ def _numbers(line: Mapping[str, Any]) -> str:
 
 
 def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator[Event]:
-    folder, epochs = Path(), 0
+    folder, epochs, uneven = Path(), 0, False
     epoch_start = last_line = last_status = time.monotonic()
     notebook, status, prepares = _in_notebook(), "", False
     for event in events:
         if isinstance(event, Opened):
-            folder, epochs = event.run.path, event.spec.epochs
+            folder, epochs, uneven = event.run.path, event.spec.epochs, event.spec.uneven
             for note in event.spec.notes:
                 print(words(note), file=sys.stderr, flush=True)
-        text = describe(event, folder, epochs, time.monotonic() - epoch_start)
+        text = describe(event, folder, epochs, time.monotonic() - epoch_start, uneven=uneven)
         may_print = time.monotonic() - last_line > PLAIN_INTERVAL
         match event:
             case Preparing() if may_print or (not prepares and time.monotonic() - epoch_start > SLOW):
@@ -224,13 +226,13 @@ def _on_terminal(
     )
     with Progress(*columns, console=_Console(), transient=True) as progress:
         task = progress.add_task("starting", total=None, numbers="")
-        folder, epochs, epoch_start = Path(), 0, time.monotonic()
+        folder, epochs, uneven, epoch_start = Path(), 0, False, time.monotonic()
         for event in events:
             if isinstance(event, Opened):
-                folder, epochs = event.run.path, event.spec.epochs
+                folder, epochs, uneven = event.run.path, event.spec.epochs, event.spec.uneven
                 for note in event.spec.notes:
                     progress.console.print(words(note), markup=False, highlight=False)
-            if (text := describe(event, folder, epochs, time.monotonic() - epoch_start)) is not None:
+            if (text := describe(event, folder, epochs, time.monotonic() - epoch_start, uneven=uneven)) is not None:
                 progress.console.print(words(text), markup=False, highlight=False)
             match event:
                 case Preparing(what, done, total):

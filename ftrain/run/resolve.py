@@ -105,6 +105,7 @@ def resolve(
     if warmup_epochs >= after_head and settings.schedule in WITH_WARMUP:
         rest = f"the {after_head} after `head_epochs`" if settings.head_epochs else f"{settings.epochs} epochs"
         raise SettingsError(f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {rest}")
+    _check_uneven(settings, train, custom)
     notes.extend(_unused(settings))
     if settings.deterministic:
         notes.append(kernels.cost_of_determinism(device))
@@ -142,7 +143,7 @@ def resolve(
     spec = RunSpec.of(
         settings,
         classes=tuple(train.classes),
-        train_examples=len(train),
+        class_counts=tuple(np.bincount(train.labels, minlength=len(train.classes)).tolist()),
         compile_because=because,
         notes=tuple(notes),
     )
@@ -151,6 +152,18 @@ def resolve(
         kind = _cache_with_room(images, sizes)
         spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
     return spec, images
+
+
+def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:
+    """Raises SettingsError if what is asked for against uneven classes cannot be done."""
+    given = [name for name in ("class_weights", "logit_adjustment") if getattr(settings, name) not in ("none", 0.0)]
+    if given and custom.loss is not None:
+        raise SettingsError(f"`{given[0]}` changes a loss of ftrain's; with your own `loss`, build it into that")
+    if settings.logit_adjustment and settings.loss not in ("cross-entropy", "focal"):
+        raise SettingsError(f"`logit_adjustment` needs a loss with a softmax, which `loss={settings.loss}` has not")
+    if given and len(empty := set(range(len(train.classes))) - set(train.labels.tolist())):
+        names = [shown(train.classes[label]) for label in sorted(empty)]
+        raise SettingsError(f"`{given[0]}` needs training images of every class; there is none of {_some(names)}")
 
 
 def _about_validation(val: Source) -> list[str]:

@@ -16,7 +16,8 @@ from ftrain.errors import SettingsError
 
 OptimizerName = Literal["adamw", "adam", "sgd", "adagrad"]
 ScheduleName = Literal["cosine", "linear", "step", "constant"]
-LossName = Literal["cross-entropy", "binary-cross-entropy", "mean-squared-error"]
+LossName = Literal["cross-entropy", "focal", "binary-cross-entropy", "mean-squared-error"]
+ClassWeights = Literal["none", "balanced", "effective"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
@@ -345,6 +346,20 @@ class Settings:
         _FRACTION,
     )
     loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
+    class_weights: ClassWeights = _setting(
+        "none",
+        "Training",
+        "Weights of the classes in the training loss, for uneven classes: balanced, inversely proportional to their "
+        "numbers of images; or effective, which is milder.",
+        _one_of(ClassWeights),
+    )
+    logit_adjustment: float = _setting(
+        0.0,
+        "Training",
+        "Strength of logit adjustment, which trains for classes that are equally frequent although the training images "
+        "are not; 1 for all of it, 0 for none.",
+        _number(0.0),
+    )
     label_smoothing: float = _setting(
         0.1,
         "Training",

@@ -14,9 +14,10 @@ from ftrain.data.images import Images
 from ftrain.data.order import Pace
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
-from ftrain.run.settings import BestBy, LossName, OptimizerName, ScheduleName, Settings
+from ftrain.run.settings import BestBy, ClassWeights, LossName, OptimizerName, ScheduleName, Settings
 
 T = TypeVar("T")
+UNEVEN = 3
 
 
 @attrs.frozen
@@ -51,6 +52,7 @@ class RunSpec:
     model: str  # a name of the catalogue, FILE.py:FUNCTION, or the class of a module that a caller passed
     weights: str  # "" for random initialisation
     classes: tuple[str, ...]  # their names, by label
+    class_counts: tuple[int, ...]  # how many images to train on each class has
     train_examples: int  # how many images there are to train on
     image_size: int
     mean: tuple[float, ...]
@@ -77,6 +79,8 @@ class RunSpec:
     head_lr: float
     layer_decay: float
     loss: LossName
+    class_weights: ClassWeights
+    logit_adjustment: float
     label_smoothing: float
     clip_norm: float  # infinity for no clipping
     ema_decay: float  # 0 for no average
@@ -103,7 +107,7 @@ class RunSpec:
         settings: Settings,
         *,
         classes: tuple[str, ...],
-        train_examples: int,
+        class_counts: tuple[int, ...],
         compile_because: str = "",
         notes: tuple[str, ...] = (),
     ) -> RunSpec:
@@ -120,7 +124,8 @@ class RunSpec:
             model=settings.model,
             weights=settings.weights or "",
             classes=classes,
-            train_examples=train_examples,
+            class_counts=class_counts,
+            train_examples=sum(class_counts),
             image_size=decided("image_size", settings.image_size),
             mean=settings.mean,
             std=settings.std,
@@ -155,6 +160,8 @@ class RunSpec:
             head_lr=settings.head_lr or decided("lr", settings.lr),
             layer_decay=settings.layer_decay,
             loss=settings.loss,
+            class_weights=settings.class_weights,
+            logit_adjustment=settings.logit_adjustment,
             label_smoothing=settings.label_smoothing,
             clip_norm=math.inf if settings.clip_norm is None else settings.clip_norm,
             ema_decay=settings.ema_decay or 0.0,
@@ -184,6 +191,12 @@ class RunSpec:
     @property
     def total_steps(self) -> int:
         return self.pace.steps(self.epochs)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some class has several times as many images to train on as another, so that accuracy says little
+        about the small ones."""
+        return max(self.class_counts) >= UNEVEN * min(self.class_counts)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -25,9 +25,11 @@ from ftrain.steps import Batch, train_step
 
 LOSSES: dict[str, Loss] = {
     "cross-entropy": ftrain.losses.cross_entropy,
+    "focal": ftrain.losses.focal,
     "binary-cross-entropy": ftrain.losses.binary_cross_entropy,
     "mean-squared-error": ftrain.losses.mean_squared_error,
 }
+CLASS_WEIGHTS = {"balanced": ftrain.losses.balanced_weights, "effective": ftrain.losses.effective_weights}
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -182,9 +184,16 @@ def _schedule(spec: RunSpec, peak: float, steps: int, warmup: int) -> schedules.
 
 
 def _training_loss(spec: RunSpec) -> Loss:
+    loss = LOSSES[spec.loss]
     if spec.loss == "cross-entropy":
-        return functools.partial(ftrain.losses.cross_entropy, label_smoothing=spec.label_smoothing)
-    return LOSSES[spec.loss]
+        loss = functools.partial(ftrain.losses.cross_entropy, label_smoothing=spec.label_smoothing)
+    if spec.logit_adjustment:
+        counts = torch.tensor(spec.class_counts, device=spec.device)
+        loss = ftrain.losses.logit_adjusted(loss, counts, tau=spec.logit_adjustment)
+    if spec.class_weights == "none":
+        return loss
+    weights = CLASS_WEIGHTS[spec.class_weights](spec.class_counts)
+    return ftrain.losses.class_weighted(loss, torch.tensor(weights, device=spec.device))
 
 
 def _mix(spec: RunSpec) -> Mix | None:

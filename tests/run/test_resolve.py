@@ -57,6 +57,46 @@ def test_validation_images_that_tell_little_are_mentioned():
     ]
 
 
+def test_uneven_classes_weigh_what_the_settings_say():
+    def loss(**settings):
+        spec = tiny_runs.spec(label_smoothing=0.0, **settings)  # 7 images of one class, 6 of the other
+        return stages._training_loss(spec)(torch.zeros(2, 2), torch.tensor([0, 1])).tolist()
+
+    log2 = 0.6931472
+    assert loss() == pytest.approx([log2, log2])
+    assert loss(class_weights="balanced") == pytest.approx([13 / 14 * log2, 13 / 12 * log2])
+    assert loss(logit_adjustment=1.0) == pytest.approx([0.6190392, 0.7731899])  # -log 7/13, -log 6/13
+    assert loss(loss="focal", class_weights="balanced") == pytest.approx([13 / 56 * log2, 13 / 48 * log2])
+    assert loss(class_weights="effective")[0] == pytest.approx(loss(class_weights="balanced")[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"class_weights": "balanced"},
+            "`class_weights` needs training images of every class; there is none of the cl",
+        ),
+        ({"logit_adjustment": 1.0}, "`logit_adjustment` needs training images of every class; there is none of the cl"),
+        (
+            {"logit_adjustment": 1.0, "loss": "mean-squared-error"},
+            "`logit_adjustment` needs a loss with a softmax, which `loss=mean-squared-error` has not",
+        ),
+    ],
+)
+def test_what_cannot_be_done_about_uneven_classes(settings, message):
+    source = from_arrays(np.zeros((9, 8, 8), np.uint8), [0, 1] * 4 + [0], classes=("a", "b", "c"))
+    with pytest.raises(SettingsError, match=message):
+        resolve(Settings(model=MODEL, device="cpu", image_size=32, **settings), sources=(source, source))
+
+
+def test_class_weights_do_not_change_a_loss_of_ones_own():
+    source = from_arrays(np.zeros((8, 8, 8), np.uint8), [0, 1] * 4)
+    settings = Settings(model=MODEL, device="cpu", image_size=32, class_weights="balanced")
+    with pytest.raises(SettingsError, match="`class_weights` changes a loss of ftrain's; with your own `loss`, build"):
+        resolve(settings, Custom(loss=lambda logits, labels: logits.sum(dim=-1)), (source, source))
+
+
 def test_the_head_cannot_be_trained_alone_for_all_epochs(data):
     with pytest.raises(
         SettingsError, match=r"`head_epochs` must be less than `epochs`; got 3 of 3 epochs\. To train the"
@@ -74,7 +114,7 @@ def test_what_is_recorded_makes_the_same_spec_again(data):
     again = RunSpec.of(
         Settings(**spec.recorded),
         classes=spec.classes,
-        train_examples=spec.train_examples,
+        class_counts=spec.class_counts,
         compile_because=spec.compile_because,
         notes=spec.notes,
     )
@@ -84,7 +124,7 @@ def test_what_is_recorded_makes_the_same_spec_again(data):
 
 def test_a_setting_without_a_value_is_refused():
     with pytest.raises(SettingsError, match="`image_size` has no value"):
-        RunSpec.of(tiny_runs.settings(image_size=None), classes=("a", "b"), train_examples=13)
+        RunSpec.of(tiny_runs.settings(image_size=None), classes=("a", "b"), class_counts=(7, 6))
 
 
 def test_states_of_a_program_share_no_memory():

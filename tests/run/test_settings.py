@@ -55,6 +55,8 @@ def test_defaults() -> None:
         "layer_decay": 1.0,
         "warmup_epochs": None,
         "loss": "cross-entropy",
+        "class_weights": "none",
+        "logit_adjustment": 0.0,
         "label_smoothing": 0.1,
         "clip_norm": None,
         "ema_decay": None,
@@ -138,7 +140,7 @@ PER_CHANNEL = "one per channel, such as 0.5,0.5,0.5; got"
         (
             "loss",
             "hinge",
-            "`loss` must be one of cross-entropy, binary-cross-entropy, mean-squared-error; got 'hinge'",
+            "`loss` must be one of cross-entropy, focal, binary-cross-entropy, mean-squared-error; got 'hinge'",
         ),
         ("label_smoothing", 1.0, "`label_smoothing` must be a number >= 0 and < 1; got 1.0"),
         ("label_smoothing", -0.1, "`label_smoothing` must be a number >= 0 and < 1; got -0.1"),

@@ -27,6 +27,7 @@ SETTINGS = {
     "frozen pattern": {"freeze": "0,1.bias", "ema_decay": 0.9},
     "head first, then frozen": {"head_epochs": 1, "warmup_epochs": 0, "freeze": "0", "ema_decay": 0.9, "accumulate": 3},
     "nothing dropped": {"drop_last": False, "head_epochs": 1, "warmup_epochs": 0},
+    "uneven classes": {"class_weights": "effective", "logit_adjustment": 0.5, "loss": "focal"},
     "compiled": {"head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.5, "compile": True},
 }
 
