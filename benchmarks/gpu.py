@@ -332,7 +332,7 @@ def by_bare_step(options, turns):
     [(batch, _)] = on_device(load(images, images.train_jobs(0)[:1]), spec.torch_device)
     with kernels.using(spec):
         for _ in turns:
-            state, _ = program.train_step(state, batch)
+            state, _ = program.stage_at(0).train_step(state, batch)
 
 
 def waits(events):

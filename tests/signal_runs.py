@@ -20,7 +20,7 @@ from PIL import Image
 from tiny_runs import result, tiny_network
 
 from ftrain.disk import checkpoint
-from ftrain.run import build, launch
+from ftrain.run import build, launch, stages
 
 torch.set_num_threads(1)
 RANDOM_MOMENTS = 16
@@ -104,14 +104,14 @@ def signalling(owner, name, calls, number):
 PLACES = {
     "while the settings are resolved": ((launch, "resolve", [1]), {0}),
     "while the network is built": ((build, "make_module", [1]), {0}),
-    "in the first step": ((build, "train_step", [1]), {1}),
-    "in a step": ((build, "train_step", [3]), {3}),
-    "in the last step of an epoch": ((build, "train_step", [4]), {4}),
+    "in the first step": ((stages, "train_step", [1]), {1}),
+    "in a step": ((stages, "train_step", [3]), {3}),
+    "in the last step of an epoch": ((stages, "train_step", [4]), {4}),
     "while evaluating": ((build, "eval_step", [1]), {4}),
     "at the end of evaluating": ((build, "eval_step", [2]), {4}),
     "while saving": ((checkpoint, "save", [1]), {2, 3, 4}),
-    "twice in a step": ((build, "train_step", [3, 3]), {0, 2}),
-    "in two steps": ((build, "train_step", [6, 7]), {6}),
+    "twice in a step": ((stages, "train_step", [3, 3]), {0, 2}),
+    "in two steps": ((stages, "train_step", [6, 7]), {6}),
     "twice while saving": ((checkpoint, "save", [1, 1]), {0, 2}),
 }
 
