@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ftrain.models.catalogue import construct
-from ftrain.models.spelling import is_timm
+from ftrain.models.catalogue import construct, input_size
 
 _DRAWS = frozenset(
     ("alpha_dropout", "bernoulli_", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout")
@@ -27,10 +26,14 @@ def skeleton(name: str, classes: int, image_size: int, drops: Mapping[str, float
       name: as `canonical` returns it.
       drops: `dropout` and `drop_path`, where they are not to be the network's own.
     """
-    # Some of timm's constructors run a layer, so that all of its tensors must be on the same device.
-    place = torch.device("meta") if is_timm(name) else _EmptyOnMeta()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), place:
-        return construct(name, classes, image_size, drops or {})
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        try:
+            with _EmptyOnMeta():
+                return construct(name, classes, image_size, drops or {})
+        except RuntimeError:
+            # Some of timm's constructors run a layer, for which all tensors must be on the same device.
+            with torch.device("meta"):
+                return construct(name, classes, image_size, drops or {})
 
 
 def traced(module: torch.nn.Module, image_size: int) -> tuple[Tensor, list[Draw]]:
@@ -43,13 +46,18 @@ def traced(module: torch.nn.Module, image_size: int) -> tuple[Tensor, list[Draw]
     return getattr(outputs, "logits", outputs), draws.found
 
 
-@functools.lru_cache(maxsize=64)
 def runs_at(name: str, image_size: int) -> bool:
     """Whether a model can be built for square images of this size and returns logits for them in training.
 
     Args:
       name: as `canonical` returns it.
     """
+    # A model that fails without data on the very images that it was designed for cannot be tried in this way.
+    return _is_traceable(name, image_size) or not _is_traceable(name, input_size(name))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_traceable(name: str, image_size: int) -> bool:
     try:
         logits, _ = traced(skeleton(name, 2, image_size), image_size)
     except Exception:  # a network may fail in any way on images that it is not made for
@@ -70,6 +78,8 @@ def has_drop(name: str, kind: str, image_size: int) -> bool:
         none, half = (traced(skeleton(name, 2, image_size, {kind: rate}), image_size)[1] for rate in (0.0, 0.5))
     except TypeError:  # its constructor has no such option
         return False
+    except Exception:  # it does not run without data; its constructor has the option, at least
+        return True
     return none != half
 
 

@@ -23,7 +23,8 @@ def library() -> Any:
       ValueError: if it is not installed.
     """
     try:
-        return importlib.import_module("timm")
+        with _quiet():
+            return importlib.import_module("timm")
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
@@ -157,7 +158,7 @@ def _config(name: str) -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Without the warnings of timm's constructors, about which a user can do nothing."""
+    """Without the warnings of timm, about which a user can do nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -155,7 +155,7 @@ def _downloaded(download: Callable[[], Any], what: str) -> Any:
         return download()
     except Exception as error:
         raise ValueError(
-            f"cannot download {what}: {shown(_first_line(error))}. "
+            f"cannot download {what}: {shown(_first_line(error)).rstrip('.')}. "
             "Check the network connection, or use a file of weights"
         ) from error
 

@@ -126,7 +126,6 @@ def test_sizes_that_a_network_can_be_trained_on(name, size):
 def test_smallest_and_designed_sizes():
     assert message(models.smallest_size, "timm/test_vit") == "the smallest images of timm/test_vit are not known"
     assert models.input_size("timm/Test-ViT") == 160
-    assert models.input_size("timm/vit_base_patch16_sapiens2") == 768  # 1024 x 768
     assert models.next_size("timm/test_vit", 70) == 160
 
 
