@@ -101,7 +101,7 @@ def test_export(run, kind, tmp_path):
             facts = file.metadata()
         network = timm.create_model("test_vit", num_classes=2, img_size=32)
         network.load_state_dict(safetensors.torch.load_file(target))
-    assert (facts["model"], facts["interpolation"], facts["crop_fraction"]) == ("timm/test_vit", "bicubic", "0.95")
+    assert (facts["model"], facts["interpolation"], facts["centre_fraction"]) == ("timm/test_vit", "bicubic", "0.95")
 
 
 def test_the_default_folder_is_named_after_the_network(data, tmp_path, monkeypatch):
