@@ -25,7 +25,7 @@ def export(
             "--format",
             metavar="|".join(FORMATS),
             help="onnx and torch-export take uint8 images and include the normalisation; safetensors has the tensors, "
-            "under torchvision's names, and the normalisation as metadata.",
+            "under the network's own names, and the normalisation as metadata.",
         ),
     ] = "safetensors",
     data: Annotated[

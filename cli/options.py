@@ -88,8 +88,9 @@ def _options() -> list[inspect.Parameter]:
 
 def _option(field: attrs.Attribute[Any], kind: Any) -> inspect.Parameter:
     default: Any = field.default
-    if typing.get_origin(kind) is tuple:  # comma-separated numbers, which Settings splits
-        kind, default = str, ",".join(f"{value:g}" for value in default)
+    if tuple in [typing.get_origin(each) for each in (kind, *typing.get_args(kind))]:  # numbers, which Settings splits
+        kind = str if default is not None else str | None
+        default = ",".join(f"{value:g}" for value in default) if default is not None else None
     names = [flag(field.name)]
     if bool in (kind, *typing.get_args(kind)):
         names = [f"{names[0]}/--no-{names[0][2:]}"]

@@ -28,6 +28,7 @@ from ftrain.data.policies import (
     random_erasing,
     trivial_augment_wide,
 )
+from ftrain.data.resize import Interpolation
 
 ATTEMPTS = 10
 CENTRE_FRACTION = 0.875  # torchvision's: resize the shorter side to 256, then crop 224
@@ -65,6 +66,9 @@ class Augmentation:
       fill: red, green and blue from 0 to 255 for erased pixels, and for pixels from outside the image.
       fit: how an image that is not square becomes a square where it is not cropped at random: crop uses the square at
         its centre, pad adds bars of the colour `fill`, and stretch changes its ratio.
+      interpolation: how images are scaled, in training and in evaluation.
+      centre_fraction: the side of the square that evaluation uses, as a fraction of the image's shorter side, in
+        (0, 1]. By default 7/8, or all of it if training does not crop.
 
     >>> Augmentation(crop_scale=0.25).centre_fraction, Augmentation().centre_fraction
     (0.875, 1.0)
@@ -78,6 +82,10 @@ class Augmentation:
     erasing: float = 0.0
     fill: Colour = (124, 116, 104)
     fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
+    centre_fraction: float = attrs.field(
+        default=attrs.Factory(lambda self: default_centre_fraction(self.crop_scale), takes_self=True)
+    )
 
     @property
     def bars(self) -> Colour | None:
@@ -92,12 +100,6 @@ class Augmentation:
         needed += [_JITTER] if any(self.jitter) else []
         needed += [_ERASING] if self.erasing else []
         return needed[-1].stop
-
-    @property
-    def centre_fraction(self) -> float:
-        """The side of the square that evaluation uses, as a fraction of the image's shorter side: all of it if training
-        does not crop."""
-        return 1.0 if self.crop_scale == 1.0 else CENTRE_FRACTION
 
     def view(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> View:
         """The part of an image of `height` x `width` pixels that training uses."""
@@ -122,6 +124,19 @@ class Augmentation:
         if self.erasing:
             array = random_erasing(array, draws[_ERASING], probability=self.erasing, fill=self.fill)
         return torch.from_numpy(array)
+
+
+def default_centre_fraction(crop_scale: float, of_weights: float = CENTRE_FRACTION) -> float:
+    """The part of an image that evaluation uses, if nothing else is asked for: all of it if training does not crop.
+
+    Args:
+      crop_scale: the smallest area of a random crop, as in `Augmentation`.
+      of_weights: the fraction that pretrained weights expect.
+
+    >>> default_centre_fraction(0.35), default_centre_fraction(1.0)
+    (0.875, 1.0)
+    """
+    return 1.0 if crop_scale == 1.0 else of_weights
 
 
 def example_draws(
@@ -203,7 +218,13 @@ def centre_view(height: int, width: int, *, fraction: float = CENTRE_FRACTION) -
 
 
 def centre_pixels(
-    image: Image.Image, size: int, *, fraction: float, fit: Fit = "crop", bars: Colour | None = None
+    image: Image.Image,
+    size: int,
+    *,
+    fraction: float,
+    fit: Fit = "crop",
+    bars: Colour | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> npt.NDArray[np.uint8]:
     """A whole image, or the square at its centre, scaled: uint8 [3, size, size].
 
@@ -211,20 +232,21 @@ def centre_pixels(
       fraction: of the shorter side, with crop.
       fit: as in `Augmentation`.
       bars: red, green and blue, with pad.
+      interpolation: how to scale.
 
     Raises:
       DataError: if its pixels cannot be decoded.
     """
     height, width = oriented_size(image)
     if fit == "crop":
-        return crop_and_resize(image, centre_view(height, width, fraction=fraction).box, size)
+        return crop_and_resize(image, centre_view(height, width, fraction=fraction).box, size, interpolation)
     if fit == "stretch":
-        return crop_and_resize(image, (0, 0, width, height), size)
+        return crop_and_resize(image, (0, 0, width, height), size, interpolation)
     rows, columns = (max(1, round(size * side / max(height, width))) for side in (height, width))
     above, left = (size - rows) // 2, (size - columns) // 2
     square = np.empty((3, size, size), np.uint8)
     square[:] = np.array(bars, np.uint8)[:, None, None]
     square[:, above : above + rows, left : left + columns] = crop_and_resize(
-        image, (0, 0, width, height), (rows, columns)
+        image, (0, 0, width, height), (rows, columns), interpolation
     )
     return square

@@ -31,6 +31,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ftrain.data import heif
+from ftrain.data.resize import Interpolation
 from ftrain.errors import DataError
 from ftrain.text import shown
 
@@ -45,6 +46,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SLACK = 0.01  # pixels by which a box may exceed the image because of rounding
 
 
@@ -90,18 +92,22 @@ def oriented_size(image: Image.Image) -> tuple[int, int]:
 
 
 def crop_and_resize(
-    image: Image.Image, box: tuple[float, float, float, float], size: int | tuple[int, int]
+    image: Image.Image,
+    box: tuple[float, float, float, float],
+    size: int | tuple[int, int],
+    interpolation: Interpolation = "bilinear",
 ) -> npt.NDArray[np.uint8]:
     """A part of the image, scaled: RGB, contiguous uint8 [3, height, width].
 
-    Scaling is bilinear and antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8
-    at which the part still has as many pixels on each side as the result.
+    Scaling is antialiased (Pillow's). A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4 and 1/8 at which the
+    part still has as many pixels on each side as the result.
 
     Args:
       image: from `open_image`. A JPEG can be used only once, since it is decoded for this box and size.
       box: left, top, width and height of the part in pixels of the image as `oriented_size` measures it. They need not
         be integers.
       size: the side of a square, or the height and width of the result, in pixels.
+      interpolation: how to scale.
 
     Raises:
       DataError: if the pixels cannot be decoded.
@@ -112,7 +118,7 @@ def crop_and_resize(
     """
     height, width = (size, size) if isinstance(size, int) else size
     pixels, part = _decoded(image, box, height, width)
-    scaled = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=part)
+    scaled = Image.fromarray(pixels).resize((width, height), _RESAMPLING[interpolation], box=part)
     return np.ascontiguousarray(np.asarray(scaled).transpose(2, 0, 1))
 
 

@@ -77,14 +77,24 @@ class Images:
     def train_cache_format(self) -> CacheFormat:
         """What a cache stores for a training image: enough pixels for the smallest crop."""
         if self.augmentation.crop_scale == 1.0:
-            return CacheFormat(self.image_size, 1.0, fit=self.augmentation.fit, bars=self.augmentation.bars)
-        return CacheFormat(round(self.image_size / self.augmentation.crop_scale**0.5), None)
+            return self._square_format(1.0)
+        side = round(self.image_size / self.augmentation.crop_scale**0.5)
+        return CacheFormat(side, None, interpolation=self.augmentation.interpolation)
 
     @property
     def val_cache_format(self) -> CacheFormat:
         """What a cache stores for a validation image: exactly what evaluation uses."""
+        return self._square_format(self.augmentation.centre_fraction)
+
+    def _square_format(self, fraction: float) -> CacheFormat:
         augmentation = self.augmentation
-        return CacheFormat(self.image_size, augmentation.centre_fraction, fit=augmentation.fit, bars=augmentation.bars)
+        return CacheFormat(
+            self.image_size,
+            fraction,
+            fit=augmentation.fit,
+            bars=augmentation.bars,
+            interpolation=augmentation.interpolation,
+        )
 
     def train_jobs(self, epoch: int, *, skip: int = 0) -> list[Job]:
         """The batches of an epoch's training steps after the first `skip`. Epochs are counted from 0."""

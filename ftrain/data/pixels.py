@@ -15,7 +15,7 @@ from ftrain.data.augment import Colour, Fit, centre_pixels, example_draws
 from ftrain.data.convert import to_pillow
 from ftrain.data.decode import crop, oriented_size
 from ftrain.data.images import Images
-from ftrain.data.resize import resized
+from ftrain.data.resize import Interpolation, resized
 
 
 def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) -> Tensor:
@@ -38,10 +38,10 @@ def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) 
         with images.train.open(position) as image:
             view = augmentation.view(*oriented_size(image), draws)
             if augmentation.crop_scale == 1.0:
-                square = centre_pixels(image, size, fraction=1.0, fit=augmentation.fit, bars=augmentation.bars)
-                pixels = torch.from_numpy(square)
+                pixels = _square(image, images, fraction=1.0)
             else:
-                pixels = resized(torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1), size, size)
+                part = torch.from_numpy(crop(image, view.box, size)).permute(2, 0, 1)
+                pixels = resized(part, size, size, augmentation.interpolation)
     return augmentation.apply(pixels.flip(-1) if view.flipped else pixels, draws)
 
 
@@ -84,6 +84,7 @@ def image_pixels(
     fraction: float,
     fit: Fit = "crop",
     bars: Colour | None = None,
+    interpolation: Interpolation = "bilinear",
     name: str = "in memory",
 ) -> npt.NDArray[np.uint8]:
     """A single image as evaluation uses it: whole, or the square at its centre, uint8 [3, size, size].
@@ -99,6 +100,7 @@ def image_pixels(
       fit: how an image that is not square becomes a square: crop uses the square at its centre, pad adds bars, and
         stretch changes its ratio. The last two use the whole image.
       bars: red, green and blue from 0 to 255, with `fit="pad"`.
+      interpolation: how to scale.
       name: of an image that is not in a file, in messages.
 
     Raises:
@@ -115,10 +117,21 @@ def image_pixels(
     if fit not in get_args(Fit) or (bars is None and fit == "pad"):
         raise ValueError(f"`fit` must be crop, stretch, or pad with `bars`; got {fit!r} and {bars!r}")
     with to_pillow(image, name) as opened:
-        return centre_pixels(opened, size, fraction=fraction, fit=fit, bars=bars)
+        return centre_pixels(opened, size, fraction=fraction, fit=fit, bars=bars, interpolation=interpolation)
 
 
 def _evaluated(image: Image.Image, images: Images) -> Tensor:
+    return _square(image, images, fraction=images.augmentation.centre_fraction)
+
+
+def _square(image: Image.Image, images: Images, *, fraction: float) -> Tensor:
     augmentation = images.augmentation
-    fraction, fit, bars = augmentation.centre_fraction, augmentation.fit, augmentation.bars
-    return torch.from_numpy(centre_pixels(image, images.image_size, fraction=fraction, fit=fit, bars=bars))
+    pixels = centre_pixels(
+        image,
+        images.image_size,
+        fraction=fraction,
+        fit=augmentation.fit,
+        bars=augmentation.bars,
+        interpolation=augmentation.interpolation,
+    )
+    return torch.from_numpy(pixels)

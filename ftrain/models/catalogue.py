@@ -1,79 +1,61 @@
-"""The names of torchvision's classification models, and the image sizes that each of them can be trained on."""
+"""The networks that are built by name: torchvision's, and timm's under names that begin with `timm/`."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import itertools
-import re
+from collections.abc import Mapping
 
+import torch
 import torchvision
 
-# The smallest image, in pixels, that the models of a family can be trained on. All others accept a single pixel.
-# tests/models/test_models.py trains each model on images of this size, and checks that one pixel less fails.
-_SMALLEST = {
-    "alexnet": 63,
-    "convnext": 32,
-    "densenet": 29,
-    "googlenet": 15,
-    "inception_v3": 299,  # because of its auxiliary classifier, which only runs in training
-    "maxvit": 221,
-    "squeezenet1_0": 21,
-    "squeezenet1_1": 17,
-    "swin": 4,
-    "vgg": 32,
-    "vit_b_16": 16,
-    "vit_b_32": 32,
-    "vit_h_14": 14,
-    "vit_l_16": 16,
-    "vit_l_32": 32,
-}
+from ftrain.models import table, timm_networks, torchvision_networks
+from ftrain.models.spelling import TIMM, is_timm, matching, spelled
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """The names of torchvision's classification models, in alphabetical order.
+    """The names of the classification models of torchvision, or of timm, with their numbers in natural order.
 
     Args:
       pattern: lists only the names that contain it or, if it has a `*`, `?` or `[`, the names that it matches in full.
-        Case does not matter.
+        Case does not matter. One that begins with `timm/` lists timm's models.
 
-    >>> names("vit_?_32")
-    ['vit_b_32', 'vit_l_32']
+    Raises:
+      ValueError: if timm's are asked for, and timm is not installed.
+
+    >>> names("vit_?_32"), names("timm/resnet18*")
+    (['vit_b_32', 'vit_l_32'], ['timm/resnet18', 'timm/resnet18d'])
     """
-    found = sorted(torchvision.models.list_models(module=torchvision.models))
-    if pattern is None:
-        return found
-    wanted = pattern.lower()
-    if any(sign in wanted for sign in "*?["):
-        return [name for name in found if fnmatch.fnmatchcase(name, wanted)]
-    return [name for name in found if wanted in name]
+    return matching(_known(in_timm=pattern is not None and is_timm(pattern)), pattern)
 
 
 def canonical(name: str) -> str:
-    """torchvision's spelling of a model's name.
+    """The spelling of a model's name in torchvision or timm.
 
     Args:
-      name: in any case, with `-`, `.`, `_`, spaces or nothing between its parts.
+      name: in any case, with `-`, `.`, `_`, spaces or nothing between its parts. Those of timm begin with `timm/`.
 
     Raises:
-      ValueError: if no model has this name, or more than one does.
+      ValueError: if no model has this name, or more than one does; or if it is timm's, and timm is not installed.
 
-    >>> canonical("ResNet-34"), canonical("ViT_B_16")
-    ('resnet34', 'vit_b_16')
+    >>> canonical("ResNet-34"), canonical("ViT_B_16"), canonical("timm/ConvNeXt-Atto")
+    ('resnet34', 'vit_b_16', 'timm/convnext_atto')
     """
-    known = names()
-    spelled = re.sub(r"[-. ]", "_", name.strip().lower())
-    if spelled in known:
-        return spelled
-    # Without separators two models can share a name: regnet_x_16gf and regnet_x_1_6gf.
-    same = [other for other in known if _squashed(other) == _squashed(spelled)]
-    if len(same) == 1:
-        return same[0]
-    near = same or difflib.get_close_matches(spelled, known, n=3)
-    hint = f"the closest names are {', '.join(near)}" if near else "no name is similar"
+    in_timm = is_timm(name)
+    known = [each.removeprefix(TIMM) for each in _known(in_timm)]
+    bare = name.strip()[len(TIMM) :] if in_timm else name
+    found, near = spelled(bare, known)
+    prefix = TIMM if in_timm else ""
+    if found is not None:
+        return prefix + found
+    if in_timm and "." in bare and (model := spelled(bare.partition(".")[0], known)[0]):
+        tag = bare.partition(".")[2]
+        raise ValueError(f"`model` is {TIMM}{model} without {tag!r}, which names weights: give them as `weights={tag}`")
+    hint = f"the closest names are {', '.join(prefix + each for each in near)}" if near else "no name is similar"
+    if not in_timm and (same := spelled(name, [each.removeprefix(TIMM) for each in table.read().of("timm")])[0]):
+        hint = f"timm has {TIMM}{same}"
+    library, listed = ("timm", " 'timm/*'") if in_timm else ("torchvision", "")
     raise ValueError(
-        f"`model` must be one of torchvision's {len(known)} classifiers, got {name!r}; {hint}. "
-        "The command ftrain models lists all names"
+        f"`model` must be one of {library}'s {len(known)} classifiers, got {name!r}; {hint}. "
+        f"The command ftrain models{listed} lists all names"
     )
 
 
@@ -84,16 +66,19 @@ def has_pretrained(name: str) -> bool:
       name: of a model, in any spelling that `canonical` accepts.
 
     Raises:
-      ValueError: if no model has this name.
+      ValueError: as for `canonical`.
 
-    >>> has_pretrained("resnet34"), has_pretrained("mnasnet0_5")
-    (True, True)
+    >>> has_pretrained("resnet34"), has_pretrained("mnasnet0_5"), has_pretrained("timm/tf_efficientnet_lite0")
+    (True, True, True)
     """
-    return len(torchvision.models.get_model_weights(canonical(name))) > 0
+    name = canonical(name)
+    if is_timm(name):
+        return bool(timm_networks.weights(name))
+    return len(torchvision.models.get_model_weights(name)) > 0
 
 
 def smallest_size(name: str) -> int:
-    """The side in pixels of the smallest square images that a model can be trained on.
+    """The side in pixels of the smallest square images that a model of torchvision can be trained on.
 
     On smaller images some layer runs out of pixels. With small batches, a model with BatchNorm needs more than this:
     images of up to 32 px usually shrink to feature maps of one pixel, where a batch of 2 leaves two values to normalise
@@ -103,68 +88,44 @@ def smallest_size(name: str) -> int:
       name: of a model, in any spelling that `canonical` accepts.
 
     Raises:
-      ValueError: if no model has this name.
+      ValueError: if no model has this name, or it is one of timm's, for which `fits` tells whether a size is possible.
 
     >>> smallest_size("resnet34"), smallest_size("vgg11")
     (1, 32)
     """
     name = canonical(name)
-    return next((size for family, size in _SMALLEST.items() if name.startswith(family)), 1)
+    if is_timm(name):
+        raise ValueError(f"the smallest images of {name} are not known")
+    return torchvision_networks.smallest_size(name)
 
 
-def fits(name: str, size: int) -> bool:
-    """Whether a model can be trained on square images of `size` px.
-
-    Args:
-      name: of the model, as `canonical` returns it.
-      size: the side of the images in pixels.
-
-    Raises:
-      ValueError: if no model has this name.
-
-    >>> fits("vit_b_16", 224), fits("vit_b_16", 100)
-    (True, False)
-    """
-    smallest = smallest_size(name)
-    if name.startswith("maxvit"):
-        # Five strides of 2, each rounding up, must leave a multiple of 7 from the second on.
-        return size >= smallest and -(-size // 4) % 56 == 0
-    if name.startswith("vit"):
-        return size >= smallest and size % smallest == 0  # the smallest image is one patch
-    return size >= smallest
-
-
-def check_size(name: str, image_size: int) -> None:
-    """Raises an error unless a model can be trained on square images of this size.
+def input_size(name: str) -> int:
+    """The side in pixels of the square images that a model was designed for.
 
     Args:
       name: of a model, in any spelling that `canonical` accepts.
-      image_size: the side of the images in pixels.
 
     Raises:
-      ValueError: if it cannot, with the closest sizes that are possible; or if no model has this name.
+      ValueError: as for `canonical`.
 
-    >>> check_size("vit_b_16", 100)
-    Traceback (most recent call last):
-    ValueError: vit_b_16 needs images whose side is a multiple of 16 px, but `image_size` is 100; use 96 or 112
+    >>> input_size("resnet34"), input_size("inception_v3"), input_size("timm/test_vit")
+    (224, 299, 160)
     """
     name = canonical(name)
-    if fits(name, image_size):
-        return
-    smallest = smallest_size(name)
-    below = next((size for size in range(image_size - 1, smallest - 1, -1) if fits(name, size)), None)
-    above = next(size for size in itertools.count(max(image_size + 1, smallest)) if fits(name, size))
-    nearest = f"{above}" if below is None else f"{below} or {above}"
-    raise ValueError(f"{name} needs images {_requirement(name)}, but `image_size` is {image_size}; use {nearest}")
+    return timm_networks.input_size(name) if is_timm(name) else torchvision_networks.input_size(name)
 
 
-def _requirement(name: str) -> str:
-    if name.startswith("maxvit"):
-        return "whose side is a multiple of 224 px, or up to 3 px less"
-    if name.startswith("vit"):
-        return f"whose side is a multiple of {smallest_size(name)} px"
-    return f"of at least {smallest_size(name)} px"
+def construct(name: str, classes: int, image_size: int, drops: Mapping[str, float]) -> torch.nn.Module:
+    """The model as its library builds it, on the device and with the random numbers of the context.
+
+    Args:
+      name: as `canonical` returns it.
+      drops: `dropout` and `drop_path`, where they are not to be the network's own.
+    """
+    if is_timm(name):
+        return timm_networks.construct(name, classes, image_size, drops)
+    return torchvision_networks.construct(name, classes, image_size, drops)
 
 
-def _squashed(name: str) -> str:
-    return name.replace("_", "")
+def _known(in_timm: bool) -> list[str]:
+    return [TIMM + name for name in timm_networks.names()] if in_timm else torchvision_networks.names()

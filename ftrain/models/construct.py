@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torchvision
 
-from ftrain.models.catalogue import canonical, check_size
+from ftrain.models.catalogue import canonical, construct
+from ftrain.models.sizes import check_size
+from ftrain.models.skeleton import has_drop
 
 
-def build(name: str, *, classes: int, image_size: int, seed: int) -> torch.nn.Module:
-    """One of torchvision's classifiers with freshly initialised float32 parameters, on the CPU and in train mode.
+def build(
+    name: str,
+    *,
+    classes: int,
+    image_size: int,
+    seed: int,
+    dropout: float | None = None,
+    drop_path: float | None = None,
+) -> torch.nn.Module:
+    """A classifier of torchvision or timm with freshly initialised float32 parameters, on the CPU and in train mode.
 
     The parameters depend on the arguments alone. The global random state is neither read nor changed.
 
@@ -22,17 +30,29 @@ def build(name: str, *, classes: int, image_size: int, seed: int) -> torch.nn.Mo
       classes: the number of logits, at least 1.
       image_size: the side in pixels of the square images. A vision transformer is built for this size and no other.
       seed: an integer in [0, 2**64).
+      dropout: the probability of dropout, in [0, 1); None for the model's own.
+      drop_path: the probability of skipping a residual block (stochastic depth; Huang et al., 2016), in [0, 1). It
+        rises with depth to this value. None for the model's own.
 
     Raises:
-      ValueError: if no model has this name, if it cannot be trained on images of this size, or if `classes` or `seed`
-        is out of range.
+      ValueError: if no model has this name, if it cannot be trained on images of this size, if it has no such dropout,
+        or if `classes` or `seed` is out of range.
 
     >>> module = build("resnet18", classes=10, image_size=32, seed=0)
     >>> module(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
+    name = canonical(name)
+    check_size(name, image_size)
+    if classes < 1:
+        raise ValueError(f"`classes` must be at least 1, got {classes}")
+    drops = {kind: rate for kind, rate in (("dropout", dropout), ("drop_path", drop_path)) if rate is not None}
+    for kind in drops:
+        if not has_drop(name, kind, image_size):
+            what = {"dropout": "dropout", "drop_path": "drop path (stochastic depth)"}[kind]
+            raise ValueError(f"{name} has no {what}, so `{kind}` cannot be set")
     with seeded(seed):
-        return construct(name, classes, image_size)
+        return construct(name, classes, image_size, drops)
 
 
 @contextmanager
@@ -50,21 +70,3 @@ def seeded(seed: int) -> Generator[None]:
         # those.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-def construct(name: str, classes: int, image_size: int) -> torch.nn.Module:
-    """The model as `build` makes it, on the device and with the random numbers of the context."""
-    name = canonical(name)
-    check_size(name, image_size)
-    if classes < 1:
-        raise ValueError(f"`classes` must be at least 1, got {classes}")
-    options: dict[str, Any] = {}
-    if name.startswith("vit"):
-        options["image_size"] = image_size
-    if name.startswith("maxvit"):
-        options["input_size"] = (image_size, image_size)
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # the default, but torchvision warns if it is not given
-        options["transform_input"] = True  # from ImageNet's mean and std to those of the pretrained weights
-    module: torch.nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
-    return module

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import torch
-from torch.overrides import TorchFunctionMode
 
-from ftrain.models.catalogue import smallest_size
-from ftrain.models.construct import construct
+from ftrain.models.catalogue import canonical, input_size
+from ftrain.models.sizes import check_size
+from ftrain.models.skeleton import skeleton
 
 
 @attrs.frozen
@@ -33,8 +31,8 @@ def parameter_count(name: str, classes: int = 1000, image_size: int | None = Non
     Args:
       name: of a model, in any spelling that `canonical` accepts.
       classes: the number of logits.
-      image_size: the side in pixels of the square images, which matters for vision transformers. None means 224, or the
-        smallest possible size of a model that needs more.
+      image_size: the side in pixels of the square images, which matters for vision transformers. None means the size
+        that the model was designed for.
 
     Raises:
       ValueError: as for `build`.
@@ -55,7 +53,7 @@ def convolutions(name: str) -> Convolutions:
     >>> convolutions("resnet18")
     Convolutions(count=20, depthwise=0, pointwise=3)
     """
-    return convolutions_of(without_data(name, 1, None))
+    return convolutions_of(without_data(name, 1))
 
 
 def convolutions_of(module: torch.nn.Module) -> Convolutions:
@@ -75,15 +73,7 @@ def without_data(name: str, classes: int, image_size: int | None = None) -> torc
     >>> without_data("resnet18", 10).fc.weight.device
     device(type='meta')
     """
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _EmptyOnMeta():
-        return construct(name, classes, image_size or max(224, smallest_size(name)))
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Moves `torch.empty`, with which layers allocate their parameters, to the meta device.
-
-    `torch.device("meta")` would move all tensors there, even those from whose values regnet computes its widths.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+    name = canonical(name)
+    if image_size is not None:
+        check_size(name, image_size)
+    return skeleton(name, classes, image_size or input_size(name))

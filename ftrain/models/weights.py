@@ -1,11 +1,12 @@
-"""Copying weights from torchvision or from a file into a network."""
+"""Copying weights from torchvision, timm or a file into a network."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from ftrain.disk.tensorfile import TensorFile
 from ftrain.errors import CheckpointError
+from ftrain.models import timm_networks
 from ftrain.models.catalogue import canonical
+from ftrain.models.spelling import is_timm
 from ftrain.text import shown
 
-_SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt")
 # Tensor names in torchvision's older files, and what its models call these tensors now.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
@@ -63,9 +66,10 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
 
     Args:
       module: the network to change.
-      source: the name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1`, `ResNet34_Weights.IMAGENET1K_V1`), which
-        are downloaded once, or the path of a file with tensors by name: .safetensors, or .pth or .pt with a state dict,
-        alone or under `state_dict` or `model`. Code in a file is never run.
+      source: the name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1`, `ResNet34_Weights.IMAGENET1K_V1`) or a tag
+        of timm's (`DEFAULT`, `a1_in1k`), which are downloaded once; or the path of a file with tensors by name:
+        .safetensors, or .pth or .pt with a state dict, alone or under `state_dict` or `model`. Code in a file is never
+        run. If the module is one of timm's, position embeddings are interpolated to its image size.
       name: of the model. To download weights, it must be in the catalogue, in any spelling that `canonical` accepts.
 
     Raises:
@@ -85,11 +89,11 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
     >>> report.loaded, module.fc.bias[0].item()
     (('fc.bias',), 1.0)
     """
-    path = Path(os.path.expanduser(source))
-    found = (
-        _read(path) if path.suffix.lower() in _SUFFIXES or path.is_file() else _download(str(source), canonical(name))
-    )
-    tensors = _tensors_by_name(found, source)
+    tensors = _tensors_by_name(_found(source, name), source)
+    if timm_networks.made(module):
+        tensors = _converted(tensors, module, source, name)
+    else:
+        tensors = {_current_name(key): value for key, value in tensors.items()}
     targets = module.state_dict()
     reasons = {key: _mismatch(value, targets.get(key)) for key, value in tensors.items()}
     loaded = tuple(key for key, reason in reasons.items() if reason is None)
@@ -108,23 +112,59 @@ def load_weights(module: torch.nn.Module, source: str | Path, *, name: str) -> W
     )
 
 
-def _download(weights: str, name: str) -> Any:
+def is_file(source: str | Path) -> bool:
+    """Whether weights are a file, by its suffix or because there is one, and not a name."""
+    path = Path(os.path.expanduser(source))
+    return path.suffix.lower() in SUFFIXES or path.is_file()
+
+
+def of_torchvision(weights: str, name: str) -> Any:
+    """The member of torchvision's enumeration of weights for a model.
+
+    Args:
+      name: as `canonical` returns it.
+
+    Raises:
+      ValueError: if the model has no such weights.
+    """
     known = torchvision.models.get_model_weights(name)
     owner, _, member = weights.rpartition(".")
     if owner not in ("", known.__name__) or member.upper() not in known.__members__:
         raise ValueError(
             f"`weights` for {name} must be {', '.join(known.__members__)}, or the path of a file "
-            f"({', '.join(_SUFFIXES)}); got {weights!r}"
+            f"({', '.join(SUFFIXES)}); got {weights!r}"
         )
+    return known[member.upper()]
+
+
+def _found(source: str | Path, name: str) -> Any:
+    """What a file holds, or what is downloaded."""
+    if is_file(source):
+        return _read(Path(os.path.expanduser(source)))
+    name = canonical(name)
+    if is_timm(name):
+        full_name = timm_networks.find_weights(name, str(source))
+        return _downloaded(lambda: timm_networks.download(full_name), full_name)
+    weights = of_torchvision(str(source), name)
+    options = {"progress": True, "check_hash": True, "map_location": "cpu", "weights_only": True}
+    return _downloaded(lambda: weights.get_state_dict(**options), str(weights))
+
+
+def _downloaded(download: Callable[[], Any], what: str) -> Any:
     try:
-        return known[member.upper()].get_state_dict(
-            progress=True, check_hash=True, map_location="cpu", weights_only=True
-        )
+        return download()
     except Exception as error:
         raise ValueError(
-            f"cannot download {known.__name__}.{member.upper()}: {shown(_first_line(error))}. "
+            f"cannot download {what}: {shown(_first_line(error)).rstrip('.')}. "
             "Check the network connection, or use a file of weights"
         ) from error
+
+
+def _converted(tensors: dict[str, Any], module: torch.nn.Module, source: str | Path, name: str) -> dict[str, Any]:
+    try:
+        return timm_networks.converted(tensors, module)
+    except ValueError as error:
+        raise ValueError(f"cannot load {shown(source)} into {name}: {error}. Use weights of {name}") from error
 
 
 def _read(path: Path) -> Any:
@@ -136,7 +176,8 @@ def _read(path: Path) -> Any:
                 found = TensorFile(file)
                 return {name: found.read(name) for name in found.signatures()}
         _check_uncompressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options of a training script
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise CheckpointError(
             f"cannot load {shown(path)}: it is damaged, or holds more than tensors, such as code, which is never run "
@@ -154,18 +195,18 @@ def _check_uncompressed(path: Path) -> None:
 
 
 def _tensors_by_name(found: Any, source: str | Path) -> dict[str, Any]:
-    """The content of a file by name, without the wrappers of training scripts, under the names that models use now."""
+    """The content of a file by name, without the wrappers of training scripts."""
     if isinstance(found, Mapping):
         found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
     if not isinstance(found, Mapping):
         raise ValueError(
             f"weights must be tensors by name, as in a state dict; {shown(source)} holds a {type(found).__name__}"
         )
-    return {_current_name(str(key)): value for key, value in found.items()}
+    return {str(key).removeprefix("module."): value for key, value in found.items()}  # added by DataParallel
 
 
 def _current_name(key: str) -> str:
-    key = key.removeprefix("module.")  # added by DataParallel
+    """The name that torchvision's models use now."""
     for pattern, now in _RENAMED:
         key = pattern.sub(now, key)
     return key

@@ -103,7 +103,8 @@ def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = Tru
 
     Args:
       custom: the caller's own network, loss, metrics and augmentation.
-      pretrained: whether to load the spec's pretrained weights; a run that resumes does without.
+      pretrained: whether to initialise the network as the spec asks, and to load its pretrained weights; a run that
+        resumes does without.
 
     Raises:
       SettingsError: if the network cannot be built or frozen as the spec says, or its pretrained weights cannot be

@@ -74,6 +74,7 @@ def export(restored: Restored, images: Images, kind: Format, target: Path) -> tu
         "image_size": str(spec.image_size),
         "fit": spec.augmentation.fit,
         "centre_fraction": str(spec.augmentation.centre_fraction),
+        "interpolation": spec.augmentation.interpolation,
         "input": "uint8 RGB images [batch, 3, height, width] from 0 to 255"
         if kind != "safetensors"
         else "float RGB images [batch, 3, height, width]: (pixel / 255 - mean) / std",

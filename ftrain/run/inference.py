@@ -155,9 +155,16 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
 
 def _pixels_or_error(image: Any, spec: RunSpec, name: str) -> npt.NDArray[np.uint8] | DataError:
     shape = spec.augmentation
-    fraction, fit, bars = shape.centre_fraction, shape.fit, shape.bars
     try:
-        return image_pixels(image, spec.image_size, fraction=fraction, fit=fit, bars=bars, name=name)
+        return image_pixels(
+            image,
+            spec.image_size,
+            fraction=shape.centre_fraction,
+            fit=shape.fit,
+            bars=shape.bars,
+            interpolation=shape.interpolation,
+            name=name,
+        )
     except DataError as error:
         return error
     except ValueError as error:  # what was passed is no image

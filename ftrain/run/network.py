@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import torch
@@ -18,9 +19,17 @@ def make_module(
     spec: RunSpec, custom: Custom, *, pretrained: bool = True
 ) -> tuple[torch.nn.Module, models.WeightsReport | None]:
     """The network of a run on the CPU with its parameters before training, and what was loaded of pretrained weights. A
-    caller's own module is returned unchanged."""
+    caller's own module is not changed.
+
+    Args:
+      pretrained: whether to initialise the network as the spec asks, and to load its pretrained weights.
+    """
     if custom.module is not None:
-        return custom.module, None
+        if not pretrained or (spec.init == "default" and not spec.zero_init_residual):
+            return custom.module, None
+        module = copy.deepcopy(custom.module)
+        _initialize(module, spec)
+        return module, None
     if models.is_own(spec.model):
         if spec.weights and not os.path.isfile(spec.weights):
             raise SettingsError(
@@ -28,10 +37,25 @@ def make_module(
             )
         module = own_module(spec.model, classes=len(spec.classes), seed=spec.seed)
     else:
-        module = models.build(spec.model, classes=len(spec.classes), image_size=spec.image_size, seed=spec.seed)
+        module = as_usage(
+            models.build,
+            spec.model,
+            classes=len(spec.classes),
+            image_size=spec.image_size,
+            seed=spec.seed,
+            **spec.drops,
+        )
+    if pretrained:
+        _initialize(module, spec)
     if not (pretrained and spec.weights):
         return module, None
     return module, as_usage(models.load_weights, module, spec.weights, name=spec.model)
+
+
+def _initialize(module: torch.nn.Module, spec: RunSpec) -> None:
+    models.initialize(module, spec.init, seed=spec.seed)
+    if spec.zero_init_residual:
+        as_usage(models.zero_init_residual, module, spec.image_size)
 
 
 def head_of(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def _config(
         "command": list(command),
         "device": describe_device(spec.torch_device),
         "kernels": kernels.report(spec),
-        "versions": _versions(),
+        "versions": _versions(spec),
         "data": _data(images),
         "classes": list(images.train.classes),
         **({"custom": record} if record else {}),
@@ -183,11 +184,13 @@ def _changes(noted: Mapping[str, Any], source: Source) -> str:
     return ", ".join(counted + gone + new) or "their pixels differ"
 
 
-def _versions() -> dict[str, str]:
+def _versions(spec: RunSpec) -> dict[str, str]:
+    timm = {"timm": importlib.metadata.version("timm")} if spec.model.startswith("timm/") else {}
     return {
         "ftrain": ftrain.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        **timm,
         "pillow": PIL.__version__,
     }

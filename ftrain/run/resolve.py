@@ -12,6 +12,7 @@ import torch
 
 from ftrain import models
 from ftrain.data import cache
+from ftrain.data.augment import default_centre_fraction
 from ftrain.data.decode import oriented_size
 from ftrain.data.images import Images
 from ftrain.data.index import Index
@@ -62,6 +63,11 @@ def resolve(
         raise SettingsError(
             "`weights` are for a network that ftrain builds; load them into your own module before you pass it"
         )
+    if not catalogued and (given := [name for name in ("dropout", "drop_path") if getattr(settings, name) is not None]):
+        raise SettingsError(f"`{given[0]}` is for a network that ftrain builds by name; set it in your own network")
+    prepared = models.Preprocessing()
+    if catalogued:
+        prepared = as_usage(models.preprocessing, model, settings.weights)
     device = resolve_device(settings.device)
     notes: list[str] = []
     if sources is None:
@@ -87,7 +93,7 @@ def resolve(
     sizes = _check_some_images(train, settings)
     _check_some_images(val, settings)
     short_side = int(np.median(sizes.min(axis=1)))
-    image_size = settings.image_size or _default_size(model if catalogued else None, short_side)
+    image_size = settings.image_size or _default_size(model if catalogued else None, short_side, prepared.image_size)
     if catalogued:
         as_usage(models.check_size, model, image_size)
     if batch_size < 8 and image_size <= 32:
@@ -111,12 +117,17 @@ def resolve(
         notes.append(kernels.cost_of_determinism(device))
     convolutions = _convolutions(model, custom, len(train.classes), settings.seed)
     large_images = short_side > 1.15 * image_size
+    crop_scale = settings.crop_scale or (DEFAULT_CROP_SCALE if large_images else 1.0)
     settings = attrs.evolve(
         settings,
         model=model,
         weights=_absolute_if_file(settings.weights),
         image_size=image_size,
-        crop_scale=settings.crop_scale or (DEFAULT_CROP_SCALE if large_images else 1.0),
+        interpolation=settings.interpolation or prepared.interpolation,
+        crop_fraction=settings.crop_fraction or default_centre_fraction(crop_scale, prepared.crop_fraction),
+        crop_scale=crop_scale,
+        mean=settings.mean or prepared.mean,
+        std=settings.std or prepared.std,
         batch_size=batch_size,
         drop_last=bool(settings.drop_last),
         eval_batch_size=settings.eval_batch_size or batch_size,
@@ -295,9 +306,12 @@ def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64]) -> Literal["r
     return "disk" if needed < min(cache.free_disk() / 2, MAX_DEFAULT_DISK_CACHE) else "none"
 
 
-def _default_size(model: str | None, short_side: int) -> int:
-    """A multiple of 32 near the images' own size, at most 224 except for a model that needs more."""
-    size = min(MAX_DEFAULT_SIZE, max(32, round(short_side / 32) * 32))
-    while model is not None and not models.fits(model, size):
-        size += 32
-    return size
+def _default_size(model: str | None, short_side: int, of_weights: int | None) -> int:
+    """What the pretrained weights were trained on, if that is known and the images are no smaller; otherwise a multiple
+    of 32 near the images' own size, at most 224. More for a model that needs more."""
+    size = max(32, round(short_side / 32) * 32)
+    if of_weights is None:
+        size = min(size, MAX_DEFAULT_SIZE)
+    else:
+        size = min(size, of_weights) if short_side < of_weights else of_weights
+    return size if model is None else models.next_size(model, size)

@@ -21,6 +21,8 @@ ClassWeights = Literal["none", "balanced", "effective"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
+InitName = Literal["default", "kaiming", "xavier", "orthogonal", "trunc-normal"]
+InterpolationName = Literal["bilinear", "bicubic"]
 OnBadImage = Literal["stop", "skip"]
 BestBy = Literal["accuracy", "loss", "macro"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -129,6 +131,8 @@ def _numbers(value: Any) -> Any:
     """Numbers from a sequence, or from a string such as "0.5,0.5,0.5"; anything else unchanged, for the check to
     refuse."""
     parts = value.split(",") if isinstance(value, str) else value
+    if parts is None:
+        return None
     try:
         return tuple(part if isinstance(part, bool) else float(part) for part in parts)
     except (TypeError, ValueError):
@@ -146,16 +150,43 @@ class Settings:
     model: str = _setting(
         "resnet34",
         "Model",
-        "A classification model of torchvision (`ftrain models` lists them), or FILE.py:FUNCTION, a function that "
-        "takes num_classes and returns a torch.nn.Module.",
+        "A classification model of torchvision (`ftrain models` lists them), timm/NAME for one of timm's (`ftrain "
+        "models 'timm/*'`), or FILE.py:FUNCTION, a function that takes num_classes and returns a torch.nn.Module.",
         _TEXT,
     )
     weights: str | None = _setting(
         None,
         "Model",
-        "Pretrained weights to start from: a name of torchvision's (IMAGENET1K_V1, DEFAULT; downloaded) or a local "
-        ".safetensors or .pth file. Random initialisation by default.",
+        "Pretrained weights to start from: a name of torchvision's (IMAGENET1K_V1) or a tag of timm's (a1_in1k), or "
+        "DEFAULT, which are downloaded; or a local .safetensors or .pth file. Random initialisation by default.",
         _TEXT,
+    )
+    init: InitName = _setting(
+        "default",
+        "Model",
+        "Initialisation of the weights of convolutions and linear layers, whose biases become 0. default: as the "
+        "network does it. Pretrained weights replace it.",
+        _one_of(InitName),
+    )
+    zero_init_residual: bool = _setting(
+        False,
+        "Model",
+        "Initialise the last norm of each residual block with 0, so that the block starts as the identity. Default: as "
+        "the network does.",
+        _TRUE_OR_FALSE,
+    )
+    dropout: float | None = _setting(
+        None,
+        "Model",
+        "Probability of dropout, in networks that have it. Default: the network's own.",
+        _number(0.0, below=1.0),
+    )
+    drop_path: float | None = _setting(
+        None,
+        "Model",
+        "Probability of skipping a residual block (stochastic depth), in networks that can; it rises with depth to "
+        "this value. Default: the network's own.",
+        _number(0.0, below=1.0),
     )
     data: str | None = _setting(
         None,
@@ -184,7 +215,8 @@ class Settings:
         None,
         "Data",
         "Side of the network's square input images, in pixels. Default: the images' median shorter side, rounded "
-        "to a multiple of 32, at most 224.",
+        "to a multiple of 32, at most 224, or with weights for one of timm's networks at most what they were trained "
+        "on.",
         _integer(1, 4096),
     )
     fit: FitName = _setting(
@@ -194,6 +226,19 @@ class Settings:
         "random crops: crop uses the square at its centre; pad adds bars of the colour --mean; stretch changes its "
         "ratio.",
         _one_of(FitName),
+    )
+    interpolation: InterpolationName | None = _setting(
+        None,
+        "Data",
+        "How images are scaled. Default: as the pretrained weights expect, otherwise bilinear.",
+        _one_of(InterpolationName),
+    )
+    crop_fraction: float | None = _setting(
+        None,
+        "Data",
+        "Side of the square that evaluation cuts from the centre, as a fraction of the image's shorter side. Default: "
+        "as the pretrained weights expect, otherwise 0.875; 1 if training does not crop.",
+        _FRACTION,
     )
     crop_scale: float | None = _setting(
         None,
@@ -238,17 +283,18 @@ class Settings:
         "Alpha of cutmix, which pastes a rectangle of another training image, such as 1; 0 for none.",
         _number(0.0),
     )
-    mean: tuple[float, ...] = _setting(
-        IMAGENET_MEAN,
+    mean: tuple[float, ...] | None = _setting(
+        None,
         "Data",
-        "Mean of red, green and blue, in [0, 1], subtracted from the images.",
+        "Mean of red, green and blue, in [0, 1], subtracted from the images. Default: as the pretrained weights "
+        "expect, otherwise ImageNet's.",
         _per_channel(0.0, above=False),
         converter=_numbers,
     )
-    std: tuple[float, ...] = _setting(
-        IMAGENET_STD,
+    std: tuple[float, ...] | None = _setting(
+        None,
         "Data",
-        "Standard deviation of red, green and blue by which the images are divided.",
+        "Standard deviation of red, green and blue by which the images are divided. Default: as for --mean.",
         _per_channel(0.0, above=True),
         converter=_numbers,
     )
@@ -478,6 +524,18 @@ def from_mapping(values: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     if twice:
         raise SettingsError(f"{source}: {twice[0]!r} is given twice, with - and with _; remove one of them")
     return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def as_before(settings: Settings) -> Settings:
+    """The settings of a run, in which those that its config.json lacks, because they did not exist when it started,
+    have the values that ftrain used then."""
+    return attrs.evolve(
+        settings,
+        interpolation=settings.interpolation or "bilinear",
+        crop_fraction=settings.crop_fraction or (1.0 if settings.crop_scale == 1.0 else 0.875),
+        mean=settings.mean or IMAGENET_MEAN,
+        std=settings.std or IMAGENET_STD,
+    )
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,16 @@ from ftrain.data.images import Images
 from ftrain.data.order import Pace
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
-from ftrain.run.settings import BestBy, ClassWeights, LossName, OptimizerName, ScheduleName, Settings
+from ftrain.run.settings import (
+    BestBy,
+    ClassWeights,
+    InitName,
+    LossName,
+    OptimizerName,
+    ScheduleName,
+    Settings,
+    as_before,
+)
 
 T = TypeVar("T")
 UNEVEN = 3
@@ -51,6 +60,9 @@ class RunSpec:
     recorded: Mapping[str, Any]  # the settings as config.json records them
     model: str  # a name of the catalogue, FILE.py:FUNCTION, or the class of a module that a caller passed
     weights: str  # "" for random initialisation
+    init: InitName
+    zero_init_residual: bool
+    drops: Mapping[str, float]  # dropout and drop_path, if they are not the network's own
     classes: tuple[str, ...]  # their names, by label
     class_counts: tuple[int, ...]  # how many images to train on each class has
     train_examples: int  # how many images there are to train on
@@ -118,17 +130,23 @@ class RunSpec:
                 raise SettingsError(f"`{name}` has no value, and there is no image to take one from")
             return value
 
-        red, green, blue = (round(255 * mean) for mean in settings.mean)
+        settings = as_before(settings)
+        mean, std = decided("mean", settings.mean), decided("std", settings.std)
+        red, green, blue = (round(255 * each) for each in mean)
+        drops = {"dropout": settings.dropout, "drop_path": settings.drop_path}
         return cls(
             recorded=attrs.asdict(settings),
             model=settings.model,
             weights=settings.weights or "",
+            init=settings.init,
+            zero_init_residual=settings.zero_init_residual,
+            drops={name: value for name, value in drops.items() if value is not None},
             classes=classes,
             class_counts=class_counts,
             train_examples=sum(class_counts),
             image_size=decided("image_size", settings.image_size),
-            mean=settings.mean,
-            std=settings.std,
+            mean=mean,
+            std=std,
             augmentation=Augmentation(
                 crop_scale=decided("crop_scale", settings.crop_scale),
                 crop_ratio=settings.crop_ratio,
@@ -138,6 +156,8 @@ class RunSpec:
                 erasing=settings.random_erasing,
                 fill=(red, green, blue),
                 fit=settings.fit,
+                interpolation=decided("interpolation", settings.interpolation),
+                centre_fraction=decided("crop_fraction", settings.crop_fraction),
             ),
             mixup=settings.mixup,
             cutmix=settings.cutmix,

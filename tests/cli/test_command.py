@@ -304,13 +304,6 @@ def test_info(run):
     assert MODEL in result.output
 
 
-def test_models():
-    result = CliRunner().invoke(app, ["models", "resnet18"])
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[1].split() == ["resnet18", "11.7", "M", "1", "px"]
-    assert ftrain_command("models", "lstm").exit_code == 2
-
-
 def test_dry_run_keeps_nothing(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = ftrain_command("fit", "--data", data, *QUICK, "--dry-run")
@@ -551,4 +544,4 @@ def test_a_closed_pipe_ends_the_command_silently():
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert done.returncode == 141
-    assert done.stderr.strip() == "loading torchvision ..."
+    assert done.stderr.strip() == ""

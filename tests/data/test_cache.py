@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ftrain.data import Augmentation, Images, from_arrays, load, scan
+from ftrain.data.augment import example_draws
 from ftrain.data.cache import (
     CacheFormat,
     CachePlan,
@@ -25,6 +26,7 @@ from ftrain.data.cache import (
     plan_cache,
     room,
 )
+from ftrain.data.pixels import train_pixels, val_pixels
 from ftrain.errors import DataError
 
 
@@ -271,6 +273,37 @@ def test_a_crop_stays_inside_the_cached_image():
     assert one.crop(0, (0.0, 0.0, 300.0, 200.0), 2).shape == (3, 2, 2)
     assert one.crop(0, (299.0, 199.0, 1.0, 1.0), 1).flatten().tolist() == [15, 16, 17]
     assert one.crop(0, (0.0, 0.0, 100.0, 100.0), 1).flatten().tolist() == [0, 1, 2]
+
+
+def test_caches_of_another_interpolation_are_other_caches(folder, cache):
+    source = scan(folder / "val")
+    plain, bicubic = CacheFormat(24, 1.0), CacheFormat(24, 1.0, interpolation="bicubic")
+    assert cache_folder(source, plain) != cache_folder(source, bicubic)
+    for form in (plain, bicubic, CacheFormat(30, None, interpolation="bicubic")):
+        built, _ = finished(build_cache(source, form, "disk", workers=0))
+        found = open_cache(cache_folder(source, form))
+        assert built.form == found.form == form
+        assert torch.equal(built.whole(0), found.whole(0))
+    images = [finished(build_cache(source, form, "disk", workers=0))[0].whole(0) for form in (plain, bicubic)]
+    assert not torch.equal(*images)
+
+
+@pytest.mark.parametrize("crop_scale", [0.3, 1.0])
+def test_what_a_bicubic_cache_gives_is_what_the_files_give(folder, crop_scale):
+    augmentation = Augmentation(crop_scale=crop_scale, interpolation="bicubic", centre_fraction=0.9)
+    images = images_of(folder, augmentation=augmentation)
+    assert images.val_cache_format == CacheFormat(images.image_size, 0.9, interpolation="bicubic")
+    assert images.train_cache_format.interpolation == "bicubic"
+    cached = with_caches(images, "ram")
+    for position in range(len(images.val)):
+        assert torch.equal(val_pixels(cached, position), val_pixels(images, position))
+    bilinear = attrs.evolve(images, augmentation=attrs.evolve(augmentation, interpolation="bilinear"))
+    draws = example_draws(0, 0, np.arange(4), count=augmentation.draws)
+    for position in range(4):
+        fresh = train_pixels(images, position, draws[position])
+        assert not torch.equal(fresh, train_pixels(bilinear, position, draws[position]))
+        if crop_scale == 1.0:
+            assert torch.equal(train_pixels(cached, position, draws[position]), fresh)
 
 
 def test_the_folder_and_the_files_are_those_of_earlier_versions(folder, cache, monkeypatch):

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pillow_heif
 import pytest
+import torch
 from PIL import Image, ImageFile
 
 from ftrain.data import heif
 from ftrain.data.decode import crop_and_resize, open_image, oriented_size, read_image
+from ftrain.data.resize import resized
 from ftrain.errors import DataError
 
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
@@ -529,3 +531,28 @@ def test_no_global_state_changes(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes((tmp_path / "x.jpg").read_bytes()[:700])
     assert reason(tmp_path / "x.jpg")
     assert (list(warnings.filters), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "expected"),
+    [
+        ("bilinear", [0, 0, 0, 0, 0, 64, 191, 255, 255, 255, 255, 255]),
+        ("bicubic", [0, 0, 0, 0, 0, 52, 203, 255, 255, 255, 255, 255]),
+    ],
+)
+def test_interpolation(interpolation, expected):
+    edge = np.repeat(np.array([[0, 0, 0, 255, 255, 255]], dtype=np.uint8), 6, axis=0)
+    image = Image.fromarray(edge)
+    enlarged = crop_and_resize(image, (0, 0, 6, 6), 12, interpolation)
+    assert enlarged[0, 6].tolist() == expected
+    pixels = torch.from_numpy(np.stack([edge] * 3))
+    assert (resized(pixels, 12, 12, interpolation)[0, 6].int() - torch.tensor(expected)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_torch_and_pillow_scale_alike(interpolation):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    pillow = crop_and_resize(Image.fromarray(noise), (0, 0, 40, 40), 17, interpolation)
+    pixels = torch.from_numpy(noise).permute(2, 0, 1)
+    difference = resized(pixels, 17, 17, interpolation).int() - torch.from_numpy(pillow).int()
+    assert difference.abs().max() <= 1

@@ -1,19 +1,23 @@
 """From settings to a spec and a program."""
 
+import re
+
 import attrs
 import numpy as np
 import pytest
 import tiny_runs
 import torch
 from signal_runs import make_images
+from torchvision.ops import StochasticDepth
 
-from ftrain.data import from_arrays
+from ftrain import models
+from ftrain.data import from_arrays, from_dataset
 from ftrain.errors import SettingsError
-from ftrain.run import stages
+from ftrain.run import network, stages
 from ftrain.run.build import build
 from ftrain.run.custom import Custom
 from ftrain.run.resolve import _about_validation, resolve
-from ftrain.run.settings import Settings
+from ftrain.run.settings import Settings, as_before
 from ftrain.run.spec import Interval, RunSpec
 
 MODEL = "shufflenet_v2_x0_5"
@@ -32,6 +36,9 @@ def test_nothing_in_a_spec_is_none(data):
     assert (spec.model, spec.weights, spec.classes, spec.train_examples) == (MODEL, "", ("even", "odd"), 13)
     assert (spec.batch_size, spec.eval_batch_size, spec.image_size) == (13, 13, 32)
     assert (spec.lr, spec.weight_decay, spec.clip_norm, spec.ema_decay) == (0.001, 0.05, float("inf"), 0.0)
+    assert (spec.init, spec.zero_init_residual, spec.drops) == ("default", False, {})
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (spec.augmentation.interpolation, spec.augmentation.centre_fraction) == ("bilinear", 1.0)
     assert (spec.save_station, spec.checkpoint_every, spec.warmup_epochs) == (11, Interval(), 1.0)
     assert (spec.precision, spec.memory_format, spec.compile) == ("float32", "channels_last", False)
     assert (spec.pace.steps(1), spec.total_steps) == (1, 10)
@@ -162,3 +169,131 @@ def test_the_module_of_a_caller_is_neither_changed_nor_shared():
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert tensor.is_contiguous()
+
+
+def resolved(sizes, **settings):
+    """What `resolve` decides for images of these heights and widths."""
+    pixels = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    source = from_dataset([(image, number % 2) for number, image in enumerate(pixels)], classes=("even", "odd"))
+    spec, _ = resolve(Settings(device="cpu", workers=0, cache="none", **settings), sources=(source, source))
+    crop_fraction = round(spec.augmentation.centre_fraction, 4)
+    return spec.image_size, spec.mean[0], spec.std[0], spec.augmentation.interpolation, crop_fraction
+
+
+LARGE, SMALL = [(300, 400)] * 4, [(100, 96)] * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model", "weights", "expected"),
+    [
+        (LARGE, "resnet50", None, (224, 0.485, 0.229, "bilinear", 0.875)),
+        (LARGE, "resnet50", "IMAGENET1K_V1", (224, 0.485, 0.229, "bilinear", 0.875)),
+        (LARGE, "resnet50", "IMAGENET1K_V2", (224, 0.485, 0.229, "bilinear", 0.9655)),
+        (LARGE, "resnet50", "mine.pth", (224, 0.485, 0.229, "bilinear", 0.875)),
+        (LARGE, "efficientnet_v2_l", "DEFAULT", (224, 0.5, 0.5, "bicubic", 1.0)),
+        (LARGE, "timm/tf_efficientnet_lite0", None, (224, 0.485, 0.229, "bilinear", 0.875)),
+        (LARGE, "timm/tf_efficientnet_lite0", "DEFAULT", (224, 0.5, 0.5, "bicubic", 0.875)),
+        (LARGE, "timm/tf_efficientnet_lite0", "mine.safetensors", (224, 0.5, 0.5, "bicubic", 0.875)),
+        (LARGE, "timm/test_vit", "DEFAULT", (160, 0.5, 0.5, "bicubic", 0.95)),
+        (LARGE, "timm/resnet50", "a1_in1k", (224, 0.485, 0.229, "bicubic", 0.95)),
+        (LARGE, "timm/tf_efficientnet_b3", "DEFAULT", (300, 0.485, 0.229, "bicubic", 1.0)),  # not cropped in training
+        (SMALL, "timm/tf_efficientnet_lite0", "DEFAULT", (96, 0.5, 0.5, "bicubic", 1.0)),  # likewise
+        ([(208, 208)] * 4, "timm/levit_128s", "DEFAULT", (192, 0.485, 0.229, "bicubic", 1.0)),
+    ],
+)
+def test_what_pretrained_weights_expect_is_the_default(sizes, model, weights, expected):
+    assert resolved(sizes, model=model, weights=weights) == expected
+
+
+def test_what_is_given_overrides_what_the_weights_expect():
+    asked = {"image_size": 64, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    asked |= {"interpolation": "bilinear", "crop_fraction": 0.9}
+    found = resolved(LARGE, model="timm/tf_efficientnet_lite0", weights="DEFAULT", **asked)
+    assert found == (64, 0.1, 0.4, "bilinear", 0.9)
+
+
+def test_the_size_of_a_network_that_cannot_be_trained_on_the_images_own():
+    assert resolved(SMALL, model="timm/crossvit_tiny_240")[0] == 240
+    with pytest.raises(
+        SettingsError, match="timm/test_vit, which was designed for images of 160 px, cannot be trained"
+    ):
+        resolved(SMALL, model="timm/test_vit", image_size=65)
+
+
+def test_a_run_that_recorded_no_interpolation_keeps_what_was_used_then():
+    recorded = attrs.asdict(tiny_runs.spec(), recurse=False)["recorded"]
+    assert (recorded["interpolation"], recorded["crop_fraction"]) == ("bilinear", 0.875)
+    before = as_before(Settings(crop_scale=1.0, mean=(0.5, 0.5, 0.5)))
+    assert (before.interpolation, before.crop_fraction, before.mean) == ("bilinear", 1.0, (0.5, 0.5, 0.5))
+    assert as_before(before) == before
+
+
+def test_weights_that_do_not_exist_are_refused_before_anything_is_read():
+    with pytest.raises(
+        SettingsError, match=r"^`weights` for resnet50 must be IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, or"
+    ):
+        resolve(Settings(model="resnet50", weights="V3", data="no/such/folder"))
+
+
+@pytest.mark.parametrize("name", ["dropout", "drop_path"])
+def test_drop_rates_are_for_networks_that_are_built_by_name(name, tmp_path):
+    expected = f"`{name}` is for a network that ftrain builds by name; set it in your own network"
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        resolve(Settings(**{name: 0.1}), Custom(module=torch.nn.Linear(2, 2)))
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        resolve(Settings(model="my_file.py:make", **{name: 0.1}))
+
+
+def tensors(**changes):
+    """The parameters of a tiny run before training."""
+    with tiny_runs.tiny_network():
+        return build(tiny_runs.spec(**changes)).initial_tensors()[0]
+
+
+def test_initialisation_follows_the_seed():
+    first, again, other = (tensors(init="orthogonal", seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["0.weight"], other["0.weight"])
+    assert first["0.bias"].eq(0).all() and first["5.bias"].eq(0).all()
+    weight = first["0.weight"].flatten(1)
+    assert torch.allclose(weight @ weight.T, torch.eye(4), atol=1e-5)
+
+
+def test_initialisation_of_the_module_of_a_caller_leaves_the_module_alone():
+    module = tiny_runs.network("", classes=2, image_size=8, seed=3)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    params, _ = build(tiny_runs.spec(init="kaiming"), Custom(module=module)).initial_tensors()
+    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in before.items())
+    assert not torch.equal(params["0.weight"], before["0.weight"])
+    assert params["0.bias"].eq(0).all()
+    assert torch.equal(params["1.weight"], before["1.weight"])
+
+
+def test_initialisation_matters_only_for_what_pretrained_weights_do_not_supply(tmp_path):
+    source = models.build(MODEL, classes=5, image_size=32, seed=9).state_dict()
+    torch.save(source, tmp_path / "weights.pth")
+    options = {"model": MODEL, "image_size": 32, "weights": str(tmp_path / "weights.pth"), "init": "xavier"}
+    params, _ = build(tiny_runs.spec(**options)).initial_tensors()
+    assert torch.equal(params["conv1.0.weight"], source["conv1.0.weight"])
+    assert params["fc.weight"].shape == (2, 1024) and params["fc.bias"].eq(0).all()
+    assert params["fc.weight"].abs().max() <= (6 / 1026) ** 0.5
+
+
+def test_zero_initialised_residual_blocks():
+    options = {"model": "resnet18", "image_size": 32}
+    zeroed, plain = (
+        build(tiny_runs.spec(**options, zero_init_residual=flag)).initial_tensors()[0] for flag in (True, False)
+    )
+    differing = [name for name in plain if not torch.equal(zeroed[name], plain[name])]
+    assert differing == [f"layer{stage}.{block}.bn2.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    with tiny_runs.tiny_network(), pytest.raises(SettingsError, match="^`zero_init_residual` has no effect: no "):
+        build(tiny_runs.spec(zero_init_residual=True))
+
+
+def test_drop_rates_reach_the_network():
+    options = {"model": "swin_t", "image_size": 32, "dropout": 0.25, "drop_path": 0.3}
+    module, _ = network.make_module(tiny_runs.spec(**options), Custom())
+    assert {layer.p for layer in module.modules() if isinstance(layer, torch.nn.Dropout)} == {0.25}
+    assert max(layer.p for layer in module.modules() if isinstance(layer, StochasticDepth)) == pytest.approx(0.3)
+    with pytest.raises(SettingsError, match="^resnet18 has no dropout, so `dropout` cannot be set$"):
+        build(tiny_runs.spec(model="resnet18", image_size=32, dropout=0.1))

@@ -66,6 +66,14 @@ def cached_pixels(image: Image.Image, form: CacheFormat, height: int, width: int
     if form.fraction is None:
         rows, columns = oriented_size(image)
         pixels = crop(image, (0, 0, columns, rows), min(height, width))
-        return resized(torch.from_numpy(pixels).permute(2, 0, 1), height, width).permute(1, 2, 0).contiguous().numpy()
-    square = centre_pixels(image, form.side, fraction=form.fraction, fit=form.fit, bars=form.bars)
+        whole = resized(torch.from_numpy(pixels).permute(2, 0, 1), height, width, form.interpolation)
+        return whole.permute(1, 2, 0).contiguous().numpy()
+    square = centre_pixels(
+        image,
+        form.side,
+        fraction=form.fraction,
+        fit=form.fit,
+        bars=form.bars,
+        interpolation=form.interpolation,
+    )
     return np.ascontiguousarray(square.transpose(1, 2, 0))

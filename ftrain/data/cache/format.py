@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from ftrain.data.augment import Colour, Fit
 
+from ftrain.data.resize import Interpolation
+
 
 class CacheFormat(NamedTuple):
     """What a cache stores for each image: a square, as evaluation uses it, or all of it.
@@ -14,6 +16,7 @@ class CacheFormat(NamedTuple):
       side: in pixels: of the square, or of the shorter side of the whole image, which is never enlarged.
       fraction: the side of the square as a fraction of the image's shorter side; None for no square.
       fit, bars: how the image becomes a square, as for `ftrain.data.image_pixels`.
+      interpolation: how it is scaled, and how crops of it are.
 
     >>> CacheFormat(24, 0.875).size(60, 96), CacheFormat(30, None).size(60, 96)
     ((24, 24), (30, 48))
@@ -23,6 +26,7 @@ class CacheFormat(NamedTuple):
     fraction: float | None
     fit: Fit = "crop"
     bars: Colour | None = None
+    interpolation: Interpolation = "bilinear"
 
     @property
     def facts(self) -> list[Any]:

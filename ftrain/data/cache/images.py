@@ -71,7 +71,7 @@ class ImageCache:
         """A part of an image, scaled to a square: uint8 [3, size, size].
 
         The box is in pixels of the original image, and is rounded to whole pixels of the cached one. Scaling is
-        bilinear and antialiased.
+        antialiased.
 
         Raises:
           DataError: if it could not be read when the cache was built.
@@ -81,7 +81,7 @@ class ImageCache:
         left, top, width, height = box
         columns = _span(left, width, full_width, pixels.shape[2])
         rows = _span(top, height, full_height, pixels.shape[1])
-        return resized(pixels[:, rows, columns], size, size)
+        return resized(pixels[:, rows, columns], size, size, self.form.interpolation)
 
 
 def _span(start: float, length: float, full: int, cached: int) -> slice:
