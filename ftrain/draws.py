@@ -70,10 +70,6 @@ UNKNOWN_RANDOM = frozenset(
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
-# torch 2.11 cannot trace this method within a mode: it is a Python function that calls super().
-_TRACEABLE: dict[Any, Callable[..., Any]] = {Tensor.unflatten: torch.unflatten}
-
-
 class keyed_draws(TorchFunctionMode):
     """A context in which all kinds of dropout draw from `key`, and other random operations are errors."""
 
@@ -86,7 +82,8 @@ class keyed_draws(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        func = _TRACEABLE.get(func, func)
+        if func is Tensor.unflatten:
+            func = torch.unflatten  # torch 2.11 cannot trace the method, a Python function that calls super()
         if func in _KEYED:
             return _KEYED[func](self, *args, **kwargs)
         if func in _COMPOSED:

@@ -88,7 +88,7 @@ def functionalize(module: torch.nn.Module, *, frozen: Collection[str] = ()) -> F
         train: bool,
         key: Int64[Tensor, "2"] | None = None,
     ) -> tuple[Any, Tensors]:
-        if train or len(params) == len(param_names):
+        if train:
             _check_names("parameters", params, param_names)
             _check_names("buffers", buffers, buffer_names)
         # One dict, because functional_call loses buffers that a module reassigns when it is given several.
@@ -221,7 +221,7 @@ def _skeleton(module: torch.nn.Module, train: bool, frozen: Collection[str] = ()
         is_parameter = isinstance(tensor, torch.nn.Parameter)
         empty[id(tensor)] = torch.nn.Parameter(data, tensor.requires_grad) if is_parameter else data
     skeleton = _copy_with(module, empty).train(train)
-    trained = {id(tensor) for name, tensor in skeleton.named_parameters() if name not in frozen}
+    trained = {id(each) for name, each in skeleton.named_parameters() if each.requires_grad and name not in frozen}
     for child in skeleton.modules():
         if frozen and (own := list(child.parameters())) and not any(id(tensor) in trained for tensor in own):
             child.eval()

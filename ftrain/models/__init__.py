@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftrain.models.catalogue import canonical, has_pretrained, input_size, names, smallest_size
     from ftrain.models.construct import build
-    from ftrain.models.groups import head, layer_decay, matching
+    from ftrain.models.groups import head, last_layer, layer_decay, matching
     from ftrain.models.hashing import function_hash
     from ftrain.models.init import initialize
     from ftrain.models.own import absolute, build_own, is_own, load_factory, source_hash
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NAMES_IN = {
     "catalogue": ["canonical", "has_pretrained", "input_size", "names", "smallest_size"],
     "construct": ["build"],
-    "groups": ["head", "layer_decay", "matching"],
+    "groups": ["head", "last_layer", "layer_decay", "matching"],
     "hashing": ["function_hash"],
     "init": ["initialize"],
     "own": ["absolute", "build_own", "is_own", "load_factory", "source_hash"],
@@ -51,6 +51,7 @@ __all__ = [
     "initialize",
     "input_size",
     "is_own",
+    "last_layer",
     "layer_decay",
     "load_factory",
     "load_weights",

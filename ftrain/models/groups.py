@@ -18,25 +18,38 @@ LAYERS = 12
 _CONTAINERS = ("blocks", "layers")  # between the number of a stage and that of a block in it
 
 
-def head(module: torch.nn.Module, other: torch.nn.Module | None = None) -> tuple[str, ...]:
+def head(module: torch.nn.Module, other: torch.nn.Module) -> tuple[str, ...]:
     """The names of the parameters of the head, which maps features to logits.
 
     Args:
-      other: the same network for another number of classes. The head is then where the shapes differ. Without it, the
-        head is the last layer that has parameters.
+      other: the same network for another number of classes. The head is where the shapes differ.
 
     >>> make = lambda classes: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, classes))
-    >>> head(make(2), make(3)), head(make(2))
-    (('1.weight', '1.bias'), ('1.weight', '1.bias'))
+    >>> head(make(2), make(3))
+    ('1.weight', '1.bias')
     """
     shapes = {name: param.shape for name, param in module.named_parameters()}
-    if other is not None:
-        others = {name: param.shape for name, param in other.named_parameters()}
-        return tuple(name for name, shape in shapes.items() if others.get(name, shape) != shape)
-    if not shapes:
+    others = {name: param.shape for name, param in other.named_parameters()}
+    return tuple(name for name, shape in shapes.items() if others.get(name, shape) != shape)
+
+
+def last_layer(module: torch.nn.Module, classes: int) -> tuple[str, ...]:
+    """The names of the parameters of the last linear or convolutional layer that has one output for each class: the
+    head of a network that cannot be built for another number of classes. Empty if there is no such layer.
+
+    >>> last_layer(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3), torch.nn.LayerNorm(3)), 3)
+    ('1.weight', '1.bias')
+    """
+    kinds = torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d
+    layers = [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, kinds) and layer.weight.shape[0] == classes
+    ]
+    if not layers:
         return ()
-    last = [*shapes][-1].rpartition(".")[0]
-    return tuple(name for name in shapes if name.rpartition(".")[0] == last)
+    name, layer = layers[-1]
+    return tuple(f"{name}.{each}" if name else each for each, _ in layer.named_parameters())
 
 
 def matching(names: Collection[str], patterns: str) -> tuple[str, ...]:
@@ -110,6 +123,8 @@ def block(name: str) -> str:
     ['layer1.0', 'blocks.2', 'features.3', '']
     >>> block("encoder.layers.encoder_layer_11.mlp.0.weight"), block("stages.2.blocks.8.conv_dw.weight")
     ('encoder.layers.encoder_layer_11', 'stages.2.blocks.8')
+    >>> block("stage2.0.branch1.2.weight"), block("inception3a.branch2.0.conv.weight")
+    ('stage2.0', 'inception3a')
     """
     *outer, leaf = name.split(".")[:-1] or [""]
     end = 0  # of the name of the block
@@ -124,4 +139,4 @@ def block(name: str) -> str:
 
 
 def _is_numbered(part: str) -> bool:
-    return re.search(r"\d$", part) is not None
+    return re.search(r"\d[a-z]?$", part) is not None and not part.startswith("branch")

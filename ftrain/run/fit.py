@@ -159,8 +159,9 @@ def _ended_early(run: RunFolder, spec: RunSpec, position: Position) -> bool:
     """Whether the run ended before its last epoch because no further epoch was better."""
     if not (position.evaluated and spec.pace.ends_epoch(position.step)):
         return False
-    best = retention.best_epoch(run_folder.read_metrics(run)[0], spec.best_by, until=position.step)
-    return best is not None and retention.patience_is_over(spec, spec.pace.epochs(position.step), best["epoch"])
+    lines = run_folder.read_metrics(run)[0]
+    since_best = retention.epochs_since_best(lines, spec.best_by, until=position.step)
+    return retention.patience_is_over(spec, since_best)
 
 
 def _start(
@@ -173,7 +174,8 @@ def _start(
         run_folder.write_weights_report(run, program.weights)
     if damage := run_folder.rewind_metrics(run, position.metrics_seal, position.step):
         yield Damaged(damage)
-    best = retention.best_epoch(run_folder.read_metrics(run)[0], spec.best_by)
+    lines = run_folder.read_metrics(run)[0]
+    best = retention.best_epoch(lines, spec.best_by)
     session = Session(
         run,
         program,
@@ -184,6 +186,7 @@ def _start(
         position.log,
         position.skipped,
         best=(best["epoch"], best["val"]) if best else None,
+        since_best=retention.epochs_since_best(lines, spec.best_by),
     )
     yield Started(
         spec=spec,

@@ -62,7 +62,7 @@ def head_of(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[str
     """The names of the parameters of the head of a run's network."""
     more = len(spec.classes) + 1
     if custom.module is not None:
-        return models.head(module)
+        return models.last_layer(module, len(spec.classes))
     if models.is_own(spec.model):
         return models.head(module, own_module(spec.model, classes=more, seed=spec.seed))
     return models.head(module, models.without_data(spec.model, more, spec.image_size))

@@ -34,15 +34,22 @@ def ranked(epochs: Iterable[T], value: Callable[[T], float]) -> list[T]:
     return sorted(epochs, key=lambda epoch: -value(epoch))
 
 
-def best_epoch(lines: Iterable[Mapping[str, Any]], by: BestBy, *, until: float = math.inf) -> Mapping[str, Any] | None:
-    """The line of the best epoch among the lines of metrics.jsonl up to a step; None if no epoch is complete."""
-    epochs = [line for line in lines if line["kind"] == "epoch" and line["step"] <= until]
+def best_epoch(lines: Iterable[Mapping[str, Any]], by: BestBy) -> Mapping[str, Any] | None:
+    """The line of the best epoch among the lines of metrics.jsonl; None if no epoch is complete."""
+    epochs = [line for line in lines if line["kind"] == "epoch"]
     return next(iter(ranked(epochs, lambda line: score(line["val"], by))), None)
 
 
-def patience_is_over(spec: RunSpec, epoch: int, best_epoch: int) -> bool:
-    """Whether the run ends after an epoch, because enough in a row were not better than the best."""
-    return bool(spec.patience) and epoch - best_epoch >= spec.patience
+def epochs_since_best(lines: Iterable[Mapping[str, Any]], by: BestBy, *, until: float = math.inf) -> int:
+    """How many epochs were evaluated after the best one, up to a step."""
+    epochs = [line for line in lines if line["kind"] == "epoch" and line["step"] <= until]
+    best = best_epoch(epochs, by)
+    return sum(line["step"] > best["step"] for line in epochs) if best else 0
+
+
+def patience_is_over(spec: RunSpec, since_best: int) -> bool:
+    """Whether the run ends, because this number of epochs in a row were not better than the best."""
+    return 0 < spec.patience <= since_best
 
 
 def best_first(checkpoints: Sequence[Path], by: BestBy) -> list[Path]:

@@ -61,6 +61,7 @@ class Session:
       step: training steps done, known without waiting for the device.
       saved_step: that of the last checkpoint.
       best: the best epoch so far and its validation metrics.
+      since_best: epochs evaluated after it.
     """
 
     run: RunFolder
@@ -72,6 +73,7 @@ class Session:
     log: Log
     skipped: SkippedImages
     best: tuple[int, dict[str, float]] | None = None
+    since_best: int = 0
     saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
     _timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
@@ -101,7 +103,7 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether the run ends after this epoch, which has been evaluated."""
-        return retention.patience_is_over(self.program.spec, self.epoch, self.best_epoch)
+        return retention.patience_is_over(self.program.spec, self.since_best)
 
     def train(self, batch: Batch) -> Iterator[Event]:
         """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
@@ -124,9 +126,10 @@ class Session:
         """The stage of the next training step, which has other steps to compile than the one before."""
         stage = self.program.stage_at(self.step)
         if stage is not self._stage:
+            if self.program.spec.compile:
+                self._uncompiled |= {"training"} if self._stage is None else {"training", "evaluation"}
             self._stage = stage
             self.state = stage.enter(self.state)
-            self._uncompiled = {"training", "evaluation"} if self.program.spec.compile else set()
         return stage
 
     def evaluate(self, batch: Batch, *, last: bool) -> Iterator[Event]:
@@ -182,6 +185,7 @@ class Session:
         self._evaluated = []
         self.restart_clock()
         best, metrics = self.best
+        self.since_best = 0 if best == epoch else self.since_best + 1
         return EpochEnded(epoch, train, val, self.skipped.count, saved, best, metrics["accuracy"])
 
     def _save(self, **notes: Any) -> Path:

@@ -108,12 +108,15 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
     by_layer = spec.layer_decay < 1.0 or spec.head_lr != spec.lr
     head = head_of(spec, custom, module) if by_layer or spec.head_epochs or spec.freeze == "backbone" else ()
     frozen = _frozen(spec, names, head)
-    factors = None
-    if by_layer:
-        factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
     trained = tuple(name for name in names if name not in frozen)
     head_only = tuple(name for name in trained if name in head)
-    head_steps = spec.pace.steps(spec.head_epochs) if head_only != trained else 0
+    only_head = head_only == trained
+    factors = None
+    if by_layer and not only_head:
+        factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
+    head_steps = 0 if only_head else spec.pace.steps(spec.head_epochs)
+    if head_steps and not head_only:
+        raise SettingsError(f"`freeze={spec.freeze}` freezes the head, so `head_epochs` cannot train it; leave one out")
 
     def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> Stage:
         frozen = tuple(name for name in names if name not in trained)
@@ -124,7 +127,7 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
     whole = stage(
         head_steps,
         trained,
-        peak=spec.lr,
+        peak=spec.head_lr if only_head else spec.lr,
         steps=spec.total_steps - head_steps,
         warmup=round(spec.warmup_epochs * spec.pace.per_epoch),
         lr_factors=factors,
@@ -135,11 +138,15 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
 
 
 def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:
-    match spec.freeze:
-        case "none":
-            return frozenset()
-        case "backbone":
-            return frozenset(names) - frozenset(head)
+    if spec.freeze == "none":
+        return frozenset()
+    if spec.freeze == "backbone":
+        if not set(head) & set(names):
+            raise SettingsError(
+                f"`freeze=backbone` needs a head that is trained: a last layer with {len(spec.classes)} outputs, which "
+                "this network has not; name the layers to freeze instead"
+            )
+        return frozenset(names) - frozenset(head)
     frozen = frozenset(as_usage(models.matching, names, spec.freeze))
     if frozen == frozenset(names):
         raise SettingsError(f"`freeze={spec.freeze}` leaves no parameter to train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,7 @@ def verify_resume(spec: RunSpec, images: Images, *, steps: int) -> Iterator[Part
         raise SettingsError(
             "a run of one step cannot be stopped and resumed; give more `epochs` or a smaller `batch_size`"
         )
+    spec = attrs.evolve(spec, patience=0, max_seconds=math.inf)
     program = build(spec)
     names = list(named(program.stage_at(steps - 1).enter(program.init())))
     stop = steps // 2

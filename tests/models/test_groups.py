@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ftrain.models import head, layer_decay, matching, without_data
+from ftrain.models import head, last_layer, layer_decay, matching, without_data
 
 HEADS = {
     "alexnet": ["classifier.6.weight", "classifier.6.bias"],
@@ -28,10 +28,16 @@ def test_the_head_is_what_depends_on_the_number_of_classes(name):
     assert list(head(without_data(name, 64), without_data(name, 65))) == HEADS[name]
 
 
-def test_the_head_of_a_module_is_its_last_layer_with_parameters():
-    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2), torch.nn.Dropout())
-    assert head(module) == ("2.weight", "2.bias")
-    assert head(torch.nn.ReLU()) == ()
+def test_the_head_of_a_module_is_its_last_layer_with_an_output_for_each_class():
+    class Reversed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(8, 3)
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+
+    assert last_layer(Reversed(), 3) == ("head.weight", "head.bias")
+    assert last_layer(Reversed(), 5) == ()
+    assert last_layer(torch.nn.Linear(4, 3, bias=False), 3) == ("weight",)
 
 
 def test_patterns_match_parameters_layers_and_blocks():

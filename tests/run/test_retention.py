@@ -34,6 +34,15 @@ def test_an_epoch_is_the_best_by_accuracy_by_loss_or_by_the_mean_over_the_classe
     }
 
 
+def test_epochs_since_the_best_are_counted_and_not_numbered():
+    """After a change of the batch size, the number of the next epoch may jump."""
+    lines = [line(1, 0.5), line(2, 0.7), line(3, 0.6), line(8, 0.6)]
+    assert retention.epochs_since_best(lines, "accuracy") == 2
+    assert retention.epochs_since_best(lines, "accuracy", until=12) == 1
+    assert retention.epochs_since_best(lines, "accuracy", until=4) == 0
+    assert retention.epochs_since_best([], "accuracy") == 0
+
+
 def test_there_is_no_best_epoch_before_the_first_one_ends():
     assert retention.best_epoch([{"kind": "step", "step": 1}], "accuracy") is None
 
