@@ -135,10 +135,18 @@ def _class_folders(top: bytes) -> tuple[list[bytes], int]:
             if is_ignored(entry.name):
                 continue
             if entry.is_dir():
-                names.append(entry.name)
+                if not is_output(Path(os.fsdecode(entry.path))):
+                    names.append(entry.name)
             elif entry.name.lower().endswith(known):
                 stray += 1
     return sorted(names), stray
+
+
+def is_output(folder: Path) -> bool:
+    """Whether ftrain wrote a folder: that of a run or of `ftrain data check`, or runs/ with such folders in it."""
+    if (folder / "config.json").is_file() or (folder / "check.json").is_file():
+        return True
+    return folder.name == "runs" and (any(folder.glob("*/config.json")) or any(folder.glob("*/*/config.json")))
 
 
 def _images(top: bytes, folder: bytes, above: _Places, skipped: Counter[str]) -> list[tuple[bytes, int, int]]:

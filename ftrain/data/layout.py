@@ -9,11 +9,12 @@ from pathlib import Path
 
 import attrs
 
-from ftrain.data.folders import is_ignored, suffixes
+from ftrain.data.folders import is_ignored, is_output, suffixes
 from ftrain.text import shown
 
 TRAINING = "train"
 VALIDATION = ("val", "valid", "validation", "test")  # the first of these that a folder contains is used
+_ALIASES = {"training": "train", "testing": "test"}
 
 
 @attrs.frozen
@@ -32,7 +33,8 @@ class Layout:
 
 
 def layout_of(folder: Path) -> Layout:
-    """The parts of a folder. A folder of classes, of which one happens to be called train, say, has none.
+    """The parts of a folder. A folder of classes, of which one happens to be called train, say, has none. A test folder
+    without class folders, as of a competition, is no part.
 
     Raises:
       ValueError: if two of its folders have the same name but for the case.
@@ -48,7 +50,7 @@ def layout_of(folder: Path) -> Layout:
     parts: dict[str, Path] = {}
     others = []
     for path in folders_in(folder):
-        name = path.name.lower()
+        name = _part(path)
         if name not in (TRAINING, *VALIDATION):
             others.append(path)
         elif name in parts:
@@ -57,6 +59,8 @@ def layout_of(folder: Path) -> Layout:
             parts[name] = path
     if others and not any(folders_in(path) for path in parts.values()):
         return Layout()
+    if TRAINING in parts and "test" in parts and folders_in(parts[TRAINING]) and not folders_in(parts["test"]):
+        del parts["test"]  # images without labels, as in a competition
     validation = [parts[name] for name in VALIDATION if name in parts]
     return Layout(parts.get(TRAINING), validation[0] if validation else None, tuple(validation[1:]))
 
@@ -69,7 +73,7 @@ def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
       whole: whether it should hold all images, and not only those of train/, say.
     """
     above = folder.parent if folder.name not in ("", "..") else Path(os.path.abspath(folder)).parent
-    if whole and folder.name.lower() in (TRAINING, *VALIDATION):
+    if whole and _part(folder) in (TRAINING, *VALIDATION):
         around = layout_of(above)
         if around.train and around.val:
             other = around.val if folder.name == around.train.name else around.train
@@ -79,7 +83,7 @@ def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
         found = layout_of(path)
         if found.train and found.val:
             return f"contains {shown(path.name)}/ with {shown(found.train.name)}/ and {shown(found.val.name)}/", path
-    with_images = [path for path in inside if _has_images(path, depth=2) and not _is_output(path)]
+    with_images = [path for path in inside if _has_images(path, depth=2) and not is_output(path)]
     if len(with_images) > 1:
         return None
     if with_images:
@@ -90,7 +94,7 @@ def intended(folder: Path, *, whole: bool = True) -> tuple[str, Path] | None:
         return None
     classes = [path for path in folders_in(above) if _has_images(path, depth=1)]
     if len(classes) > 1:
-        around = layout_of(Path(os.path.abspath(above)).parent) if above.name.lower() == TRAINING else Layout()
+        around = layout_of(Path(os.path.abspath(above)).parent) if _part(above) == TRAINING else Layout()
         return "is the folder of one class", above.parent if around.train and around.val else above
     return None
 
@@ -114,6 +118,12 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: os.fsencode(path.name))
 
 
+def _part(folder: Path) -> str:
+    """The name of a folder, by which it is recognised as a part of the images."""
+    name = folder.name.lower()
+    return _ALIASES.get(name, name)
+
+
 def _has_images(folder: Path, *, depth: int) -> bool:
     try:
         names = os.listdir(folder)
@@ -122,10 +132,3 @@ def _has_images(folder: Path, *, depth: int) -> bool:
     if any(name.lower().endswith(suffixes()) for name in names):
         return True
     return depth > 1 and any(_has_images(path, depth=depth - 1) for path in folders_in(folder))
-
-
-def _is_output(folder: Path, *, depth: int = 3) -> bool:
-    """Whether a folder is that of a run or of `ftrain data check`, or contains such folders, as runs/ does."""
-    if (folder / "config.json").is_file() or (folder / "check.json").is_file():
-        return True
-    return depth > 1 and any(_is_output(path, depth=depth - 1) for path in folders_in(folder))

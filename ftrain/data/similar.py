@@ -126,10 +126,11 @@ def _place(index: Index) -> Path:
 
 def _buckets(hashes: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.int64]]:
     """Sets of positions such that any two hashes that differ in at most MAX_BITS bits are in one of them: those that
-    agree in one of MAX_BITS + 1 bands of bits (the pigeonhole principle)."""
-    edges = np.linspace(0, 64, MAX_BITS + 2).astype(int)
-    for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        band = (hashes >> np.uint64(first)) & np.uint64((1 << (last - first)) - 1)
+    agree in one of MAX_BITS + 1 bands of bits (the pigeonhole principle). The bits of a band come from all over the
+    image, since consecutive ones are equal in all images with a plain border."""
+    for first in range(MAX_BITS + 1):
+        mask = sum(1 << bit for bit in range(first, 64, MAX_BITS + 1))
+        band = hashes & np.uint64(mask)
         order = np.argsort(band, kind="stable")
         starts = np.flatnonzero(np.diff(band[order])) + 1
         yield from (bucket for bucket in np.split(order, starts) if len(bucket) > 1)

@@ -131,7 +131,8 @@ class EndedEarly:
 
 @attrs.frozen
 class Stopped:
-    """The run stopped before its end, on request. Its last checkpoint holds everything up to `step`."""
+    """The run stopped before its end, on request or because its time was over. Its last checkpoint holds everything up
+    to `step`."""
 
     step: int
 

@@ -73,7 +73,7 @@ def export(restored: Restored, images: Images, kind: Format, target: Path) -> tu
         "std": json.dumps(spec.std),
         "image_size": str(spec.image_size),
         "fit": spec.augmentation.fit,
-        "centre_fraction": str(spec.augmentation.centre_fraction),
+        "centre_fraction": str(spec.augmentation.centre_fraction if spec.augmentation.fit == "crop" else 1.0),
         "interpolation": spec.augmentation.interpolation,
         "input": "uint8 RGB images [batch, 3, height, width] from 0 to 255"
         if kind != "safetensors"

@@ -50,7 +50,7 @@ def fit(
     """Trains a run to its end, from its last checkpoint if there is one.
 
     Every epoch ends with an evaluation on the validation images, a line in metrics.jsonl and a checkpoint. The last
-    checkpoints, the best by validation accuracy, and those of the epochs from `save_station` on are kept.
+    checkpoints, the best by `best_by`, and those of the epochs from `save_station` on are kept.
 
     Args:
       run: whose folder the caller has locked (`ftrain.run.folder.lock`).

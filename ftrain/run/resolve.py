@@ -78,7 +78,7 @@ def resolve(
     train, val = sources
     if line := skipped_line(train, val):
         notes.append(line)
-    notes.extend(_about_validation(val))
+    notes.extend(_about_validation(train, val))
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
@@ -106,12 +106,15 @@ def resolve(
             f"`head_epochs` must be less than `epochs`; got {settings.head_epochs} of {settings.epochs} epochs. To "
             "train the head alone, use `freeze=backbone`"
         )
-    after_head = settings.epochs - settings.head_epochs
+    after_head = settings.epochs - (settings.head_epochs if settings.freeze != "backbone" else 0)
     warmup_epochs = _or(settings.warmup_epochs, min(1.0, after_head / 10))
     if warmup_epochs >= after_head and settings.schedule in WITH_WARMUP:
         rest = f"the {after_head} after `head_epochs`" if settings.head_epochs else f"{settings.epochs} epochs"
         raise SettingsError(f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {rest}")
     _check_uneven(settings, train, custom)
+    if catalogued and not settings.weights and (settings.freeze != "none" or settings.head_epochs):
+        freezing = "head_epochs" if settings.freeze == "none" else "freeze"
+        notes.append(f"`{freezing}` without `weights` leaves layers at their random initial values")
     notes.extend(_unused(settings))
     if settings.deterministic:
         notes.append(kernels.cost_of_determinism(device))
@@ -177,11 +180,12 @@ def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:
         raise SettingsError(f"`{given[0]}` needs training images of every class; there is none of {_some(names)}")
 
 
-def _about_validation(val: Source) -> list[str]:
+def _about_validation(train: Source, val: Source) -> list[str]:
     """Notes on validation images from which little can be concluded."""
     notes = []
-    counts = np.bincount(val.labels, minlength=len(val.classes)).tolist()
-    if missing := [shown(name) for name, count in zip(val.classes, counts, strict=True) if not count]:
+    # A class with a single image has been mentioned where the images were split.
+    of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
+    if missing := [shown(train.classes[label]) for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
         them = "it" if len(missing) == 1 else "them"
         notes.append(f"no validation image is of {_some(missing)}, so nothing will be known about {them}")
     # Twice the standard error of an accuracy of 80 %.
@@ -275,8 +279,16 @@ def _unused(settings: Settings) -> list[str]:
         "momentum": settings.optimizer == "sgd",
         "warmup_epochs": settings.schedule in WITH_WARMUP,
         "label_smoothing": settings.loss == "cross-entropy",
+        "head_epochs": settings.freeze != "backbone",
+        "layer_decay": settings.freeze != "backbone",
     }
-    choices = {"momentum": "optimizer", "warmup_epochs": "schedule", "label_smoothing": "loss"}
+    choices = {
+        "momentum": "optimizer",
+        "warmup_epochs": "schedule",
+        "label_smoothing": "loss",
+        "head_epochs": "freeze",
+        "layer_decay": "freeze",
+    }
     fields = attrs.fields_dict(Settings)
     return [
         f"`{name}` has no effect with `{choices[name]}={getattr(settings, choices[name])}`"

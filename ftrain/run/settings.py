@@ -362,7 +362,7 @@ class Settings:
         None,
         "Training",
         "Epochs of linear warm-up from 0 before a cosine or linear schedule. Default: 1, or a tenth of --epochs if "
-        "that is less.",
+        "that is less. With --head-epochs, of the epochs after them; the head's own warm-up is a tenth of its steps.",
         _number(0.0),
     )
     freeze: str = _setting(

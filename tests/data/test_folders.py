@@ -271,3 +271,10 @@ def test_shown() -> None:
     assert shown("\x1b[0m\r\n\t\x7f\u202e\u200b\udcff") == r"\x1b[0m\r\n\t\x7f\u202e\u200b\xff"
     assert shown(b"caf\xe9") == r"caf\xe9"
     assert shown(Path("a\nb")) == r"a\nb"
+
+
+def test_what_ftrain_wrote_is_no_class(tmp_path):
+    make(tmp_path, "cat/1.png", "dog/1.png", "runs/resnet18/auto/curves.png", "data-check/check.png", "mine/curves.png")
+    for name in ("runs/resnet18/auto/config.json", "data-check/check.json", "mine/config.json"):
+        (tmp_path / name).write_text("{}")
+    assert scan(tmp_path).classes == ("cat", "dog")

@@ -33,6 +33,7 @@ def found(root: Path) -> tuple[str | None, str | None, list[str]]:
         ("train val valid validation test", ("train", "val", ["valid", "validation", "test"])),
         ("train valid test", ("train", "valid", ["test"])),
         ("train test validation", ("train", "validation", ["test"])),
+        ("Training Testing", ("Training", "Testing", [])),
         ("train other", ("train", None, [])),
         ("test", (None, "test", [])),
         ("cat dog", (None, None, [])),
@@ -122,3 +123,8 @@ def test_a_similar_path(tmp_path: Path) -> None:
     assert similar_path(tmp_path / "phtos") == tmp_path / "photos"
     assert similar_path(tmp_path / "xyz") is None
     assert similar_path(tmp_path / "no" / "photos") is None
+
+
+def test_a_test_folder_without_classes_is_no_part(tmp_path: Path) -> None:
+    make(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "test/1.jpg")
+    assert found(tmp_path) == ("train", None, [])

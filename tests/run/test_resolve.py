@@ -53,7 +53,7 @@ def test_nothing_in_a_spec_is_none(data):
 def test_validation_images_that_tell_little_are_mentioned():
     def about(labels, classes=("a", "b", "c")):
         source = from_arrays(np.zeros((len(labels), 8, 8), np.uint8), labels, classes=classes)
-        return _about_validation(source)
+        return _about_validation(from_arrays(np.zeros((6, 8, 8), np.uint8), [0, 1, 2] * 2, classes=classes), source)
 
     assert about([0, 1, 2] * 34) == []
     assert about([0, 2] * 50) == ["no validation image is of the class b, so nothing will be known about it"]
@@ -113,6 +113,16 @@ def test_the_head_cannot_be_trained_alone_for_all_epochs(data):
         resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, head_epochs=2, warmup_epochs=1.0))
     spec, _ = resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, head_epochs=2))
     assert spec.warmup_epochs == 0.1
+
+
+def test_freezing_random_layers_is_mentioned(data):
+    def notes(**settings):
+        return resolve(Settings(model=MODEL, data=str(data), device="cpu", epochs=3, **settings))[0].notes
+
+    assert "`freeze` without `weights` leaves layers at their random initial values" in notes(freeze="backbone")
+    assert "`head_epochs` without `weights` leaves layers at their random initial values" in notes(head_epochs=1)
+    assert "`layer_decay` has no effect with `freeze=backbone`" in notes(freeze="backbone", layer_decay=0.5)
+    assert not any("without `weights`" in note for note in notes())
 
 
 def test_what_is_recorded_makes_the_same_spec_again(data):
