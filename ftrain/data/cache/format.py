@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ftrain.data.augment import Colour, Fit
-
 from ftrain.data.resize import Interpolation
 
 
