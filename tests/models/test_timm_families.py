@@ -1,5 +1,6 @@
 """A training step with the smallest network of every family of timm."""
 
+import functools
 import random
 
 import numpy as np
@@ -61,3 +62,14 @@ def test_a_step_is_a_function_of_state_and_batch(family):
     others = (stepped(seed) for seed in range(1, 9))
     assert any(not equal(first, other) for other in others) if drops else equal(first, next(others))
     assert random_state() == before
+
+
+@pytest.mark.slow
+def test_a_step_is_pure_in_every_meaning():
+    module = models.build("timm/test_vit", classes=2, image_size=32, seed=0, dropout=0.2, drop_path=0.2)
+    apply, params, buffers = ftrain.functionalize(module)
+    optimizer = ftrain.adamw(1e-3)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    batch = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1])
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)
+    ftrain.testing.assert_pure(step, state, batch)
