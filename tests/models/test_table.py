@@ -23,7 +23,7 @@ def test_a_few_of_timm():
     check(["timm/resnet18", "timm/vit_tiny_patch16_224", "timm/tf_efficientnet_lite0", *TIMM[::60]])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(8))
 def test_all_of_timm(part):
     check(TIMM[part::8])

@@ -33,8 +33,11 @@ def random_state():
     return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", timm.list_modules())
+ALWAYS = ("convnext", "efficientnet", "resnet", "swin_transformer", "vision_transformer")
+FAMILIES = [pytest.param(each, marks=[] if each in ALWAYS else pytest.mark.long) for each in timm.list_modules()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_a_function_of_state_and_batch(family):
     name, parameters = smallest(family)
     if parameters > LARGEST:
