@@ -23,6 +23,7 @@ from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, own_module
 from ftrain.run.locate import Located, locate, to_end
+from ftrain.run.notes import WITH_WARMUP, about_validation, some_classes, unused
 from ftrain.run.settings import Settings
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
@@ -34,8 +35,6 @@ MAX_DEFAULT_DISK_CACHE = 64e9  # bytes that are used without being asked for
 DEFAULT_CROP_SCALE = 0.35
 HEADERS = 256  # images whose headers are read before anything else
 FEW_IMAGES = 5_000
-NOTABLE_UNCERTAINTY = 0.08  # of the validation accuracy, which 100 images give
-WITH_WARMUP = ("cosine", "linear")
 DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
 DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
 
@@ -78,7 +77,7 @@ def resolve(
     train, val = sources
     if line := skipped_line(train, val):
         notes.append(line)
-    notes.extend(_about_validation(train, val))
+    notes.extend(about_validation(train, val))
     batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
     if batch_size > len(train):
         raise SettingsError(
@@ -115,7 +114,7 @@ def resolve(
     if catalogued and not settings.weights and (settings.freeze != "none" or settings.head_epochs):
         freezing = "head_epochs" if settings.freeze == "none" else "freeze"
         notes.append(f"`{freezing}` without `weights` leaves layers at their random initial values")
-    notes.extend(_unused(settings))
+    notes.extend(unused(settings))
     if settings.deterministic:
         notes.append(kernels.cost_of_determinism(device))
     convolutions = _convolutions(model, custom, len(train.classes), settings.seed)
@@ -177,31 +176,9 @@ def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:
         raise SettingsError(f"`logit_adjustment` needs a loss with a softmax, which `loss={settings.loss}` has not")
     if given and len(empty := set(range(len(train.classes))) - set(train.labels.tolist())):
         names = [shown(train.classes[label]) for label in sorted(empty)]
-        raise SettingsError(f"`{given[0]}` needs training images of every class; there is none of {_some(names)}")
-
-
-def _about_validation(train: Source, val: Source) -> list[str]:
-    """Notes on validation images from which little can be concluded."""
-    notes = []
-    # A class with a single image has been mentioned where the images were split.
-    of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
-    if missing := [shown(train.classes[label]) for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
-        them = "it" if len(missing) == 1 else "them"
-        notes.append(f"no validation image is of {_some(missing)}, so nothing will be known about {them}")
-    # Twice the standard error of an accuracy of 80 %.
-    uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
-    if uncertainty > NOTABLE_UNCERTAINTY:
-        images = f"{len(val)} validation image{'s' * (len(val) != 1)}"
-        notes.append(
-            f"with only {images}, differences in accuracy of less than {uncertainty:.0%} may be chance; more "
-            "validation images would tell more"
+        raise SettingsError(
+            f"`{given[0]}` needs training images of every class; there is none of {some_classes(names)}"
         )
-    return notes
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"the class{'es' * (len(names) > 1)} {', '.join(names[:most])}{more}"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -271,30 +248,6 @@ def _convolutions(model: str, custom: Custom, classes: int, seed: int) -> models
     if models.is_own(model):
         return models.convolutions_of(own_module(model, classes=classes, seed=seed))
     return models.convolutions(model)
-
-
-def _unused(settings: Settings) -> list[str]:
-    """Notes on settings that were given and have no effect."""
-    used = {
-        "momentum": settings.optimizer == "sgd",
-        "warmup_epochs": settings.schedule in WITH_WARMUP,
-        "label_smoothing": settings.loss == "cross-entropy",
-        "head_epochs": settings.freeze != "backbone",
-        "layer_decay": settings.freeze != "backbone",
-    }
-    choices = {
-        "momentum": "optimizer",
-        "warmup_epochs": "schedule",
-        "label_smoothing": "loss",
-        "head_epochs": "freeze",
-        "layer_decay": "freeze",
-    }
-    fields = attrs.fields_dict(Settings)
-    return [
-        f"`{name}` has no effect with `{choices[name]}={getattr(settings, choices[name])}`"
-        for name, is_used in used.items()
-        if not is_used and getattr(settings, name) != fields[name].default
-    ]
 
 
 def _absolute_if_file(weights: str | None) -> str | None:

@@ -16,7 +16,8 @@ from ftrain.errors import SettingsError
 from ftrain.run import network, stages
 from ftrain.run.build import build
 from ftrain.run.custom import Custom
-from ftrain.run.resolve import _about_validation, resolve
+from ftrain.run.notes import about_validation
+from ftrain.run.resolve import resolve
 from ftrain.run.settings import Settings, as_before
 from ftrain.run.spec import Interval, RunSpec
 
@@ -53,7 +54,7 @@ def test_nothing_in_a_spec_is_none(data):
 def test_validation_images_that_tell_little_are_mentioned():
     def about(labels, classes=("a", "b", "c")):
         source = from_arrays(np.zeros((len(labels), 8, 8), np.uint8), labels, classes=classes)
-        return _about_validation(from_arrays(np.zeros((6, 8, 8), np.uint8), [0, 1, 2] * 2, classes=classes), source)
+        return about_validation(from_arrays(np.zeros((6, 8, 8), np.uint8), [0, 1, 2] * 2, classes=classes), source)
 
     assert about([0, 1, 2] * 34) == []
     assert about([0, 2] * 50) == ["no validation image is of the class b, so nothing will be known about it"]

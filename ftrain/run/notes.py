@@ -1,0 +1,61 @@
+"""What a user should know about a run before it starts."""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from ftrain.data.source import Source
+from ftrain.run.settings import Settings
+from ftrain.text import shown
+
+NOTABLE_UNCERTAINTY = 0.08  # of the validation accuracy, which 100 images give
+WITH_WARMUP = ("cosine", "linear")
+
+
+def about_validation(train: Source, val: Source) -> list[str]:
+    """Notes on validation images from which little can be concluded."""
+    notes = []
+    # A class with a single image has been mentioned where the images were split.
+    of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
+    if missing := [shown(train.classes[label]) for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
+        them = "it" if len(missing) == 1 else "them"
+        notes.append(f"no validation image is of {some_classes(missing)}, so nothing will be known about {them}")
+    # Twice the standard error of an accuracy of 80 %.
+    uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
+    if uncertainty > NOTABLE_UNCERTAINTY:
+        images = f"{len(val)} validation image{'s' * (len(val) != 1)}"
+        notes.append(
+            f"with only {images}, differences in accuracy of less than {uncertainty:.0%} may be chance; more "
+            "validation images would tell more"
+        )
+    return notes
+
+
+def unused(settings: Settings) -> list[str]:
+    """Notes on settings that were given and have no effect."""
+    used = {
+        "momentum": settings.optimizer == "sgd",
+        "warmup_epochs": settings.schedule in WITH_WARMUP,
+        "label_smoothing": settings.loss == "cross-entropy",
+        "head_epochs": settings.freeze != "backbone",
+        "layer_decay": settings.freeze != "backbone",
+    }
+    choices = {
+        "momentum": "optimizer",
+        "warmup_epochs": "schedule",
+        "label_smoothing": "loss",
+        "head_epochs": "freeze",
+        "layer_decay": "freeze",
+    }
+    fields = attrs.fields_dict(Settings)
+    return [
+        f"`{name}` has no effect with `{choices[name]}={getattr(settings, choices[name])}`"
+        for name, is_used in used.items()
+        if not is_used and getattr(settings, name) != fields[name].default
+    ]
+
+
+def some_classes(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"the class{'es' * (len(names) > 1)} {', '.join(names[:most])}{more}"
