@@ -143,9 +143,9 @@ def test_a_module_is_trained_further_after_the_round_trip():
 def test_tensors_that_do_not_fit_are_rejected():
     module = nn.BatchNorm1d(3)
     _, params, buffers = ftrain.functionalize(module)
-    with pytest.raises(ValueError, match=r"the parameters do not fit the module; missing: \['bias'\]"):
+    with pytest.raises(ValueError, match=r"the tensors do not fit the module; missing: \['bias'\]"):
         ftrain.to_module(module, {"weight": params["weight"]}, buffers)
-    with pytest.raises(ValueError, match=r"the buffers do not fit the module; missing: none, unexpected: \['other'\]"):
+    with pytest.raises(ValueError, match=r"the tensors do not fit the module; missing: none, unexpected: \['other'\]"):
         ftrain.to_module(module, params, {**buffers, "other": torch.zeros(())})
     with pytest.raises(ValueError, match=r"weight must have the shape \[3\], as in the module; got \[1\]"):
         ftrain.to_module(module, {**params, "weight": torch.zeros(1)}, buffers)

@@ -11,6 +11,8 @@ from ftrain_cli.main import app
 from kill_runs import in_child
 from signal_runs import command, make_images, run
 
+from ftrain import models
+
 NOBODY = 65534
 
 
@@ -21,6 +23,8 @@ def main():
         make_images(root / "images")
         in_child(lambda: run(command(root / "images", root / "existing")))
         # Import what an error needs while it is readable.
+        for lazy in models.__all__:
+            getattr(models, lazy)
         with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
             app(command(root / "images", root / "images" / "train" / "odd" / "1.png"), prog_name="ftrain")
         (root / "logs").mkdir()

@@ -45,7 +45,7 @@ def test_without_a_gpu_it_says_what_to_do():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_way_has_its_row_with_little_else_installed(tmp_path):
     blocker = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in NOT_NEEDED)
     (tmp_path / "sitecustomize.py").write_text(blocker)

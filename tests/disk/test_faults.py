@@ -719,10 +719,15 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from kill_runs import in_child
 from signal_runs import command, make_images, run
-make_images(Path(sys.argv[2]) / "images")
-resource.setrlimit(resource.RLIMIT_FSIZE, (4_100, resource.RLIM_INFINITY))
-run(command(Path(sys.argv[2]) / "images", Path(sys.argv[2]) / "run"))
+folder = Path(sys.argv[2])
+make_images(folder / "images")
+in_child(lambda: run(command(folder / "images", folder / "one")))
+# Enough for config.json, and too little for a checkpoint, whose manifest contains the same.
+limit = (folder / "one" / "config.json").stat().st_size + 50
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+run(command(folder / "images", folder / "run"))
 """
 
 

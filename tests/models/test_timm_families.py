@@ -67,7 +67,7 @@ def test_a_step_is_a_function_of_state_and_batch(family):
     assert random_state() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_step_is_pure_in_every_meaning():
     module = models.build("timm/test_vit", classes=2, image_size=32, seed=0, dropout=0.2, drop_path=0.2)
     apply, params, buffers = ftrain.functionalize(module)
