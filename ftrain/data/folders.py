@@ -144,9 +144,15 @@ def _class_folders(top: bytes) -> tuple[list[bytes], int]:
 
 def is_output(folder: Path) -> bool:
     """Whether ftrain wrote a folder: that of a run or of `ftrain data check`, or runs/ with such folders in it."""
-    if (folder / "config.json").is_file() or (folder / "check.json").is_file():
+    if (folder / "check.json").is_file() and (folder / "check.png").is_file():
         return True
-    return folder.name == "runs" and (any(folder.glob("*/config.json")) or any(folder.glob("*/*/config.json")))
+    return _is_run(folder) or (
+        folder.name == "runs" and any(_is_run(path) for form in ("*", "*/*") for path in folder.glob(form))
+    )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def _images(top: bytes, folder: bytes, above: _Places, skipped: Counter[str]) -> list[tuple[bytes, int, int]]:

@@ -275,6 +275,14 @@ def test_shown() -> None:
 
 def test_what_ftrain_wrote_is_no_class(tmp_path):
     make(tmp_path, "cat/1.png", "dog/1.png", "runs/resnet18/auto/curves.png", "data-check/check.png", "mine/curves.png")
-    for name in ("runs/resnet18/auto/config.json", "data-check/check.json", "mine/config.json"):
+    make(tmp_path, "annotated/1.png")
+    for name in (
+        "runs/resnet18/auto/config.json",
+        "data-check/check.json",
+        "mine/config.json",
+        "annotated/config.json",
+    ):
         (tmp_path / name).write_text("{}")
-    assert scan(tmp_path).classes == ("cat", "dog")
+    for name in ("runs/resnet18/auto", "mine"):
+        (tmp_path / name / "checkpoints").mkdir()
+    assert scan(tmp_path).classes == ("annotated", "cat", "dog")
