@@ -133,7 +133,7 @@ class Run:
 
         Args:
           data: a folder of class folders or one that contains val/, or whatever `fit` takes as one of its pair; by
-            default the run's validation images.
+            default, and for the folder that was split automatically for the run, the run's validation images.
           workers: processes that load images; by default as in the run.
 
         Raises:
@@ -161,6 +161,9 @@ class Run:
             return self._val or self._own_validation()
         if not isinstance(data, str | os.PathLike):
             return as_usage(as_source, data, classes=self.classes)
+        own = self._run.settings.data
+        if self._run.split is not None and own is not None and os.path.realpath(data) == os.path.realpath(own):
+            return self._own_validation()  # the rest has been trained on
         val = as_usage(layout_of, Path(data)).val  # as for fit
         has_val = val is not None and val.name not in self.classes
         return as_usage(scan, val if val and has_val else Path(data), classes=self.classes)

@@ -72,7 +72,8 @@ def test_two_folders_of_one_name(tmp_path: Path) -> None:
         ),
         ("photos/a/1.jpg photos/b/1.jpg", ".", "contains a single folder, photos/", "photos"),
         (
-            "photos/a/1.jpg photos/b/1.jpg runs/net/1/config.json runs/net/1/checkpoints/1/x runs/net/1/x.png check/check.json check/check.png",
+            "photos/a/1.jpg photos/b/1.jpg runs/net/1/config.json runs/net/1/checkpoints/1/x runs/net/1/x.png "
+            "check/check.json check/check.png",
             ".",
             "contains a single folder, photos/",
             "photos",

@@ -184,7 +184,7 @@ def test_a_run_resumes_with_the_same_split(run: Path, tmp_path: Path, step: int,
 
 
 def test_the_recorded_split_is_used_even_if_images_would_be_compared_otherwise(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("images were compared")
@@ -196,6 +196,7 @@ def test_the_recorded_split_is_used_even_if_images_would_be_compared_otherwise(
         images = opened.images()
         names = {images.val.image_name(position) for position in range(len(images.val))}
         assert (len(names), opened.evaluate().metrics["count"]) == (4, 4)
+        assert opened.evaluate(photos).metrics == opened.evaluate().metrics  # not of the images to train on
     code, said = ftrain_command("replay", run, "--step", 3)
     assert code == 0, said
     assert not any(f"{name} " in said for name in names)  # no validation image is in a training batch
@@ -226,7 +227,9 @@ def test_a_changed_folder_is_noticed(run: Path, photos: Path, tmp_path: Path) ->
         Path(opened.images().val.image_name(0)).unlink()
         with pytest.raises(SettingsError, match="of which a part was chosen for validation, have changed since the"):
             opened.evaluate()
-        assert opened.evaluate(tmp_path / "photos").metrics["count"] == 15
+        with pytest.raises(SettingsError, match="of which a part was chosen for validation, have changed since the"):
+            opened.evaluate(tmp_path / "photos")  # most of which it was trained on
+        assert opened.evaluate(photos).metrics["count"] == 16
 
 
 def test_python_splits_the_same_images(run: Path, photos: Path, tmp_path: Path) -> None:
