@@ -78,7 +78,6 @@ def settings(**changes):
         "cache": "none",
         "log_every": 3,
         "checkpoint_every": 2,
-        "drop_last": True,
     }
     return Settings(**{**options, **changes})
 

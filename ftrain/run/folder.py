@@ -14,7 +14,7 @@ import attrs
 from ftrain.disk import checkpoint, durable, manifest, sealed
 from ftrain.disk.lock import LOCK, locked
 from ftrain.errors import CheckpointError, SettingsError
-from ftrain.run.settings import BEFORE_ADDED, Settings, as_before, from_mapping
+from ftrain.run.settings import Settings, as_before, from_mapping
 from ftrain.run.spec import RunSpec
 from ftrain.text import shown
 
@@ -57,8 +57,7 @@ class RunFolder:
     @property
     def settings(self) -> Settings:
         """The settings of the run, all decided."""
-        recorded = {**BEFORE_ADDED, **self.config["settings"]}
-        return as_before(Settings(**from_mapping(recorded, source=CONFIG)))
+        return as_before(Settings(**from_mapping(self.config["settings"], source=CONFIG)))
 
     @property
     def spec(self) -> RunSpec:

@@ -36,8 +36,6 @@ SPLITS = {"train": "training", "val": "validation"}
 HARMLESS = frozenset(
     {"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every", "patience", "max_time"}
 )
-# What a run did that was started before ftrain had a setting.
-BEFORE_ADDED = {"drop_last": True}
 # Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
 
@@ -535,6 +533,7 @@ def as_before(settings: Settings) -> Settings:
         crop_fraction=settings.crop_fraction or (1.0 if settings.crop_scale == 1.0 else 0.875),
         mean=settings.mean or IMAGENET_MEAN,
         std=settings.std or IMAGENET_STD,
+        drop_last=True if settings.drop_last is None else settings.drop_last,
     )
 
 

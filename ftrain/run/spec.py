@@ -167,7 +167,7 @@ class RunSpec:
             epochs=settings.epochs,
             batch_size=decided("batch_size", settings.batch_size),
             eval_batch_size=decided("eval_batch_size", settings.eval_batch_size),
-            drop_last=settings.drop_last is not False,
+            drop_last=decided("drop_last", settings.drop_last),
             accumulate=settings.accumulate,
             optimizer=settings.optimizer,
             lr=decided("lr", settings.lr),

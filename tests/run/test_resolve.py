@@ -236,6 +236,7 @@ def test_a_run_that_recorded_no_interpolation_keeps_what_was_used_then():
     assert (recorded["interpolation"], recorded["crop_fraction"]) == ("bilinear", 0.875)
     before = as_before(Settings(crop_scale=1.0, mean=(0.5, 0.5, 0.5)))
     assert (before.interpolation, before.crop_fraction, before.mean) == ("bilinear", 1.0, (0.5, 0.5, 0.5))
+    assert before.drop_last is True
     assert as_before(before) == before
 
 
