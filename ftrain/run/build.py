@@ -36,7 +36,7 @@ class Program:
     stages: tuple[Stage, ...]
     weights: models.WeightsReport | None
     _pretrained: bool
-    _unused: list[torch.nn.Module]  # the network that `build` made; the first state takes it
+    _unused: list[tuple[Tensors, Tensors]]  # the tensors that `build` made; the first state takes them
 
     @property
     def apply(self) -> Apply:
@@ -51,9 +51,8 @@ class Program:
         """Parameters and buffers at the start of the first stage, on the device of the run. Every call returns new
         tensors."""
         if self._unused:
-            module = self._unused.pop()
-        else:
-            module, _ = make_module(self.spec, self.custom, pretrained=self._pretrained)
+            return self._unused.pop()
+        module, _ = make_module(self.spec, self.custom, pretrained=self._pretrained)
         _, params, buffers = functionalize(module, frozen=self.stages[0].frozen)
         return placed(params, self.spec), placed(buffers, self.spec)
 
@@ -113,4 +112,5 @@ def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = Tru
     """
     custom = custom or Custom()
     module, weights = make_module(spec, custom, pretrained=pretrained)
-    return Program(spec, custom, make_stages(spec, custom, module), weights, pretrained, [module])
+    stages, (params, buffers) = make_stages(spec, custom, module)
+    return Program(spec, custom, stages, weights, pretrained, [(placed(params, spec), placed(buffers, spec))])

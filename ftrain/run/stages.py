@@ -16,7 +16,7 @@ from ftrain.errors import SettingsError, as_usage
 from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
-from ftrain.module import Apply, functionalize, normalized
+from ftrain.module import Apply, Tensors, functionalize, normalized
 from ftrain.run.custom import Custom
 from ftrain.run.network import head_of, memory_format
 from ftrain.run.spec import RunSpec
@@ -95,8 +95,10 @@ class Stage:
         return compile_step(step, donate=True) if spec.compile else functools.partial(step, donate=True)
 
 
-def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[Stage, ...]:
-    """The stages of a run, by their first steps.
+def make_stages(
+    spec: RunSpec, custom: Custom, module: torch.nn.Module
+) -> tuple[tuple[Stage, ...], tuple[Tensors, Tensors]]:
+    """The stages of a run, by their first steps; and copies of the parameters and buffers, as the first one has them.
 
     Args:
       module: the network of the run. It is read, not changed.
@@ -109,32 +111,33 @@ def make_stages(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple
     head = head_of(spec, custom, module) if by_layer or spec.head_epochs or spec.freeze == "backbone" else ()
     frozen = _frozen(spec, names, head)
     trained = tuple(name for name in names if name not in frozen)
-    head_only = tuple(name for name in trained if name in head)
-    only_head = head_only == trained
+    trained_head = tuple(name for name in trained if name in head)
+    head_alone = trained_head == trained
     factors = None
-    if by_layer and not only_head:
+    if by_layer and not head_alone:
         factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
-    head_steps = 0 if only_head else spec.pace.steps(spec.head_epochs)
-    if head_steps and not head_only:
+    head_steps = 0 if head_alone else spec.pace.steps(spec.head_epochs)
+    if head_steps and not trained_head:
         raise SettingsError(f"`freeze={spec.freeze}` freezes the head, so `head_epochs` cannot train it; leave one out")
 
-    def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> Stage:
+    def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> tuple[Stage, tuple[Tensors, Tensors]]:
         frozen = tuple(name for name in names if name not in trained)
-        apply, _, _ = functionalize(module, frozen=frozen)
+        apply, params, buffers = functionalize(module, frozen=frozen)
         apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
-        return Stage(spec, custom, first, trained, frozen, apply, **schedule)
+        return Stage(spec, custom, first, trained, frozen, apply, **schedule), (params, buffers)
 
-    whole = stage(
+    whole, tensors = stage(
         head_steps,
         trained,
-        peak=spec.head_lr if only_head else spec.lr,
+        peak=spec.head_lr if head_alone else spec.lr,
         steps=spec.total_steps - head_steps,
         warmup=round(spec.warmup_epochs * spec.pace.per_epoch),
         lr_factors=factors,
     )
     if not head_steps:
-        return (whole,)
-    return stage(0, head_only, peak=spec.head_lr, steps=head_steps, warmup=head_steps // 10), whole
+        return (whole,), tensors
+    first, tensors = stage(0, trained_head, peak=spec.head_lr, steps=head_steps, warmup=head_steps // 10)
+    return (first, whole), tensors
 
 
 def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:
@@ -143,8 +146,8 @@ def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> fro
     if spec.freeze == "backbone":
         if not set(head) & set(names):
             raise SettingsError(
-                f"`freeze=backbone` needs a head that is trained: a last layer with {len(spec.classes)} outputs, which "
-                "this network has not; name the layers to freeze instead"
+                f"`freeze=backbone` needs a head to train, a layer with {len(spec.classes)} outputs, and this network "
+                "has none; name the layers to freeze instead"
             )
         return frozenset(names) - frozenset(head)
     frozen = frozenset(as_usage(models.matching, names, spec.freeze))
