@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -9,6 +12,8 @@ from torch import Tensor
 from ftrain.optim.base import Optimizer, State, Tensors, Transform, apply_update, select
 from ftrain.torch_private import pytree
 from ftrain.tracing import tracing
+
+T = TypeVar("T")
 
 
 def clip_by_global_norm(max_norm: float) -> Transform:
@@ -105,20 +110,18 @@ def starting_at(start: int, optimizer: Optimizer) -> Optimizer:
     if start < 0:
         raise ValueError(f"`start` must be >= 0; got {start}")
 
-    def update(
-        grads: Tensors,
-        opt_state: State,
-        params: Tensors,
-        step: Int64[Tensor, ""],
-        *,
-        donate: bool = False,
-        skip: Bool[Tensor, ""] | None = None,
-    ) -> tuple[Tensors, State]:
-        return apply_update(optimizer, grads, opt_state, params, step - start, donate=donate, skip=skip)
+    def later(update: Callable[..., T]) -> Callable[..., T]:
+        return lambda grads, opt_state, params, step, **options: update(
+            grads, opt_state, params, step - start, **options
+        )
 
-    schedule = optimizer.learning_rate
-    rate = None if schedule is None else lambda step: schedule(step - start)
-    return Optimizer(optimizer.init, update, rate, update)
+    extended, schedule = optimizer.extended_update, optimizer.learning_rate
+    return Optimizer(
+        optimizer.init,
+        later(optimizer.update),
+        None if schedule is None else lambda step: schedule(step - start),
+        None if extended is None else later(extended),
+    )
 
 
 def global_norm(tensors: Tensors) -> Float[Tensor, ""]:
