@@ -97,6 +97,5 @@ def train_examples(seed: int, step: int, pace: Pace) -> Examples:
     """
     places = np.arange(step * pace.batch_size, (step + 1) * pace.batch_size)
     epochs, places = np.divmod(places, pace.used)
-    orders = {epoch: epoch_order(seed, epoch, pace.examples) for epoch in np.unique(epochs).tolist()}
-    indices = [orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)]
-    return Examples(np.array(indices), epochs)
+    indices = [epoch_order(seed, epoch, pace.examples)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()]
+    return Examples(np.concatenate(indices), epochs)
