@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 def shown(name: str | bytes | os.PathLike[str]) -> str:
@@ -11,6 +12,16 @@ def shown(name: str | bytes | os.PathLike[str]) -> str:
     A byte that is no UTF-8 (which a file name may have) becomes \xff, say.
     """
     return "".join(char if char.isprintable() else _escaped(char) for char in os.fsdecode(name))
+
+
+def listed(names: Iterable[str | bytes], most: int = 5) -> str:
+    """Names in quotes, fit for a terminal: the first few, and how many more there are.
+
+    >>> listed(["cat", "dog", "owl"], most=2)
+    '"cat", "dog" and 1 more'
+    """
+    quoted = [f'"{shown(name)}"' for name in names]
+    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
 
 
 def readable(count: int) -> str:

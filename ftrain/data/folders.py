@@ -6,7 +6,7 @@ import difflib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from ftrain.data import heif
 from ftrain.data.index import Index, fingerprint_of
 from ftrain.data.skipped import described, kind_of
 from ftrain.errors import DataError
-from ftrain.text import shown
+from ftrain.text import listed, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -100,17 +100,17 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skippe
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if not paths:
         raise DataError(
-            f"no images in {shown(root)}: none of its {len(names)} class folders ({_listed(names)}) has a file that "
+            f"no images in {shown(root)}: none of its {len(names)} class folders ({listed(names)}) has a file that "
             f"ends in {', '.join(suffixes())}{_instead(skipped)}"
         )
     if classes is None and empty:
         raise DataError(
-            f"no images in the class folder{'s' * (len(empty) > 1)} {_listed(empty)} of {shown(root)}; every class "
+            f"no images in the class folder{'s' * (len(empty) > 1)} {listed(empty)} of {shown(root)}; every class "
             f"needs at least one training image{_instead(skipped)}. Add images, or remove the folder"
         )
     if classes is None and len(names) == 1:
         raise DataError(
-            f"only one class folder in {shown(root)}: {_listed(names)}; a classifier needs at least two. Put the "
+            f"only one class folder in {shown(root)}: {listed(names)}; a classifier needs at least two. Put the "
             "images of each class in a folder of its own"
         )
     known = tuple(os.fsdecode(name) for name in labels_of)
@@ -188,7 +188,7 @@ def _known_suffixes() -> tuple[bytes, ...]:
 
 
 def is_ignored(name: bytes) -> bool:
-    """Whether a file or folder is hidden, or is none of the user's."""
+    """Whether a file or folder is hidden, or belongs to the operating system."""
     return name.startswith(b".") or name.lower() in _METADATA
 
 
@@ -203,10 +203,10 @@ def _check_known(root: Path, names: Sequence[bytes], classes: Sequence[str]) -> 
     unknown = [name for name in names if name not in known]
     if unknown:
         nearest = difflib.get_close_matches(os.fsdecode(unknown[0]), classes, n=1, cutoff=0.0)
-        more = f" (and {len(unknown) - 1} more: {_listed(unknown[1:])})" if len(unknown) > 1 else ""
+        more = f" (and {len(unknown) - 1} more: {listed(unknown[1:])})" if len(unknown) > 1 else ""
         raise DataError(
-            f"the class folder {_listed(unknown[:1])} of {shown(root)}{more} is not one of the {len(classes)} classes "
-            f"of the training data; the closest is {_listed(nearest)}. Rename or remove it, or train on that class too"
+            f"the class folder {listed(unknown[:1])} of {shown(root)}{more} is not one of the {len(classes)} classes "
+            f"of the training data; the closest is {listed(nearest)}. Rename or remove it, or train on that class too"
         )
 
 
@@ -225,8 +225,3 @@ def _no_class_folders(root: Path, stray: int) -> str:
 
 def _instead(skipped: Mapping[str, int]) -> str:
     return f"; found {described(skipped)}" if skipped else ""
-
-
-def _listed(names: Iterable[str | bytes], most: int = 5) -> str:
-    quoted = [f'"{shown(name)}"' for name in names]
-    return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")

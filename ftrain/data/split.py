@@ -22,7 +22,7 @@ from ftrain.data.similar import near_duplicates
 from ftrain.data.source import Preparing
 from ftrain.disk import durable
 from ftrain.errors import SettingsError
-from ftrain.text import shown
+from ftrain.text import listed, shown
 
 How = Literal["link", "copy"]
 
@@ -149,9 +149,8 @@ def _read(recorded: Mapping[str, Any], index: Index, fraction: float) -> npt.NDA
 def unusual(index: Index, chosen: npt.NDArray[np.bool_], groups: npt.NDArray[np.int64]) -> Generator[str]:
     """What is unusual about a split, in words."""
     counts = np.bincount(index.labels, minlength=len(index.classes))
-    if alone := [f'"{shown(index.classes[label])}"' for label in np.flatnonzero(counts == 1).tolist()]:
-        some = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
-        yield f"classes with a single image, which is not used for validation: {some}"
+    if alone := [index.classes[label] for label in np.flatnonzero(counts == 1).tolist()]:
+        yield f"classes with a single image, which is not used for validation: {listed(alone)}"
     if divided := len(np.intersect1d(groups[chosen], groups[~chosen])):
         what = "1 group" if divided == 1 else f"{divided} groups"
         yield (

@@ -55,7 +55,7 @@ def construct(name: str, classes: int, image_size: int, drops: Mapping[str, floa
 
     Args:
       name: as `canonical` returns it.
-      drops: `dropout` and `drop_path`, where they shall differ from the network's own.
+      drops: `dropout` and `drop_path`, where they are not to be the network's own.
 
     Raises:
       ValueError: if the network cannot be built for these images, or has no such dropout.

@@ -6,11 +6,10 @@ import attrs
 import numpy as np
 
 from ftrain.data.source import Source
-from ftrain.run.settings import Settings
-from ftrain.text import shown
+from ftrain.run.settings import WITH_WARMUP, Settings
+from ftrain.text import listed
 
 NOTABLE_UNCERTAINTY = 0.08  # of the validation accuracy, which 100 images give
-WITH_WARMUP = ("cosine", "linear")
 
 
 def about_validation(train: Source, val: Source) -> list[str]:
@@ -18,9 +17,10 @@ def about_validation(train: Source, val: Source) -> list[str]:
     notes = []
     # A class with a single image has been mentioned where the images were split.
     of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
-    if missing := [shown(train.classes[label]) for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
-        them = "it" if len(missing) == 1 else "them"
-        notes.append(f"no validation image is of {some_classes(missing)}, so nothing will be known about {them}")
+    if missing := [train.classes[label] for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
+        notes.append(
+            f"there are no validation images of {listed(missing)}, so the accuracy of these classes will not be known"
+        )
     # Twice the standard error of an accuracy of 80 %.
     uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
     if uncertainty > NOTABLE_UNCERTAINTY:
@@ -54,8 +54,3 @@ def unused(settings: Settings) -> list[str]:
         for name, is_used in used.items()
         if not is_used and getattr(settings, name) != fields[name].default
     ]
-
-
-def some_classes(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"the class{'es' * (len(names) > 1)} {', '.join(names[:most])}{more}"

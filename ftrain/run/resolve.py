@@ -23,10 +23,10 @@ from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, own_module
 from ftrain.run.locate import Located, locate, to_end
-from ftrain.run.notes import WITH_WARMUP, about_validation, some_classes, unused
-from ftrain.run.settings import Settings
+from ftrain.run.notes import about_validation, unused
+from ftrain.run.settings import WITH_WARMUP, Settings
 from ftrain.run.spec import RunSpec
-from ftrain.text import shown
+from ftrain.text import listed, shown
 
 T = TypeVar("T")
 
@@ -171,14 +171,12 @@ def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:
     """Raises SettingsError if what is asked for against uneven classes cannot be done."""
     given = [name for name in ("class_weights", "logit_adjustment") if getattr(settings, name) not in ("none", 0.0)]
     if given and custom.loss is not None:
-        raise SettingsError(f"`{given[0]}` changes a loss of ftrain's; with your own `loss`, build it into that")
+        raise SettingsError(f"`{given[0]}` changes ftrain's own losses; apply it inside your `loss` instead")
     if settings.logit_adjustment and settings.loss not in ("cross-entropy", "focal"):
-        raise SettingsError(f"`logit_adjustment` needs a loss with a softmax, which `loss={settings.loss}` has not")
+        raise SettingsError(f"`logit_adjustment` needs a loss with a softmax; `loss={settings.loss}` has none")
     if given and len(empty := set(range(len(train.classes))) - set(train.labels.tolist())):
-        names = [shown(train.classes[label]) for label in sorted(empty)]
-        raise SettingsError(
-            f"`{given[0]}` needs training images of every class; there is none of {some_classes(names)}"
-        )
+        names = listed(train.classes[label] for label in sorted(empty))
+        raise SettingsError(f"`{given[0]}` needs training images of every class; there are none of {names}")
 
 
 def resolve_device(name: str) -> torch.device:

@@ -16,6 +16,7 @@ from ftrain.errors import SettingsError
 
 OptimizerName = Literal["adamw", "adam", "sgd", "adagrad"]
 ScheduleName = Literal["cosine", "linear", "step", "constant"]
+WITH_WARMUP = ("cosine", "linear")  # the schedules that begin with a warm-up
 LossName = Literal["cross-entropy", "focal", "binary-cross-entropy", "mean-squared-error"]
 ClassWeights = Literal["none", "balanced", "effective"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]

@@ -57,8 +57,12 @@ def test_validation_images_that_tell_little_are_mentioned():
         return about_validation(from_arrays(np.zeros((6, 8, 8), np.uint8), [0, 1, 2] * 2, classes=classes), source)
 
     assert about([0, 1, 2] * 34) == []
-    assert about([0, 2] * 50) == ["no validation image is of the class b, so nothing will be known about it"]
-    assert about([1] * 100) == ["no validation image is of the classes a, c, so nothing will be known about them"]
+    assert about([0, 2] * 50) == [
+        'there are no validation images of "b", so the accuracy of these classes will not be known'
+    ]
+    assert about([1] * 100) == [
+        'there are no validation images of "a", "c", so the accuracy of these classes will not be known'
+    ]
     assert about([0, 1, 2] * 33) == [
         "with only 99 validation images, differences in accuracy of less than 8% may be chance; more validation images "
         "would tell more"
@@ -83,12 +87,12 @@ def test_uneven_classes_weigh_what_the_settings_say():
     [
         (
             {"class_weights": "balanced"},
-            "`class_weights` needs training images of every class; there is none of the cl",
+            '`class_weights` needs training images of every class; there are none of "c"',
         ),
-        ({"logit_adjustment": 1.0}, "`logit_adjustment` needs training images of every class; there is none of the cl"),
+        ({"logit_adjustment": 1.0}, '`logit_adjustment` needs training images of every class; there are none of "c"'),
         (
             {"logit_adjustment": 1.0, "loss": "mean-squared-error"},
-            "`logit_adjustment` needs a loss with a softmax, which `loss=mean-squared-error` has not",
+            "`logit_adjustment` needs a loss with a softmax; `loss=mean-squared-error` has none",
         ),
     ],
 )
@@ -101,7 +105,7 @@ def test_what_cannot_be_done_about_uneven_classes(settings, message):
 def test_class_weights_do_not_change_a_loss_of_ones_own():
     source = from_arrays(np.zeros((8, 8, 8), np.uint8), [0, 1] * 4)
     settings = Settings(model=MODEL, device="cpu", image_size=32, class_weights="balanced")
-    with pytest.raises(SettingsError, match="`class_weights` changes a loss of ftrain's; with your own `loss`, build"):
+    with pytest.raises(SettingsError, match="`class_weights` changes ftrain's own losses; apply it inside your `loss`"):
         resolve(settings, Custom(loss=lambda logits, labels: logits.sum(dim=-1)), (source, source))
 
 

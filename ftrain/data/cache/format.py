@@ -29,7 +29,7 @@ class CacheFormat(NamedTuple):
 
     @property
     def facts(self) -> list[Any]:
-        """The fields up to the last one that has not its default, so that caches from before a field existed are found.
+        """The fields up to the last one that differs from its default, so that older caches, without it, are found.
 
         >>> CacheFormat(24, 0.875).facts, CacheFormat(24, 0.875, fit="stretch").facts
         ([24, 0.875], [24, 0.875, 'stretch'])
