@@ -18,9 +18,8 @@ def about_validation(train: Source, val: Source) -> list[str]:
     # A class with a single image has been mentioned where the images were split.
     of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
     if missing := [train.classes[label] for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
-        notes.append(
-            f"there are no validation images of {listed(missing)}, so the accuracy of these classes will not be known"
-        )
+        whose = "its" if len(missing) == 1 else "their"
+        notes.append(f"there are no validation images of {listed(missing)}, so {whose} accuracy will not be known")
     # Twice the standard error of an accuracy of 80 %.
     uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
     if uncertainty > NOTABLE_UNCERTAINTY:

@@ -57,12 +57,8 @@ def test_validation_images_that_tell_little_are_mentioned():
         return about_validation(from_arrays(np.zeros((6, 8, 8), np.uint8), [0, 1, 2] * 2, classes=classes), source)
 
     assert about([0, 1, 2] * 34) == []
-    assert about([0, 2] * 50) == [
-        'there are no validation images of "b", so the accuracy of these classes will not be known'
-    ]
-    assert about([1] * 100) == [
-        'there are no validation images of "a", "c", so the accuracy of these classes will not be known'
-    ]
+    assert about([0, 2] * 50) == ['there are no validation images of "b", so its accuracy will not be known']
+    assert about([1] * 100) == ['there are no validation images of "a", "c", so their accuracy will not be known']
     assert about([0, 1, 2] * 33) == [
         "with only 99 validation images, differences in accuracy of less than 8% may be chance; more validation images "
         "would tell more"
