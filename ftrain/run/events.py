@@ -29,7 +29,8 @@ class Started:
 
     Attributes:
       val_examples: images to validate on.
-      parameters: numbers that are trained.
+      parameters: numbers in the network's parameters.
+      trained: those of them that are trained in the stage that starts or continues.
       step: training steps done before.
       weights: what was loaded of pretrained weights, if the run starts from any.
       could_be_pretrained: whether it starts from random weights although there are pretrained ones of its network.
@@ -38,6 +39,7 @@ class Started:
     spec: RunSpec
     val_examples: int
     parameters: int
+    trained: int
     step: int
     weights: WeightsReport | None
     could_be_pretrained: bool = False

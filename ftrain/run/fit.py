@@ -188,10 +188,12 @@ def _start(
         best=(best["epoch"], best["val"]) if best else None,
         since_best=retention.epochs_since_best(lines, spec.best_by),
     )
+    stage, tensors = program.stage_at(position.step), {**position.state.params, **position.state.buffers}
     yield Started(
         spec=spec,
         val_examples=len(images.val),
-        parameters=sum(param.numel() for param in position.state.params.values()),
+        parameters=sum(tensor.numel() for name, tensor in tensors.items() if name in stage.trained + stage.frozen),
+        trained=sum(tensors[name].numel() for name in stage.trained),
         step=position.step,
         weights=program.weights,
         could_be_pretrained=position.step == 0 and could_be_pretrained(spec, program.custom),

@@ -106,8 +106,9 @@ def summary(last: EpochEnded | Stopped | None, folder: Path) -> str:
 
 def _headline(event: Started) -> str:
     spec = event.spec
+    trained = f", {event.trained / 1e6:.3g} M trained" if event.trained < event.parameters else ""
     lines = [
-        f"{shown(spec.model)} ({event.parameters / 1e6:.1f} M parameters) on {spec.train_examples} images of "
+        f"{shown(spec.model)} ({event.parameters / 1e6:.1f} M parameters{trained}) on {spec.train_examples} images of "
         f"{len(spec.classes)} classes, {event.val_examples} for validation; {spec.image_size} px, "
         f"batch {spec.batch_size}, {spec.optimizer}, {spec.precision}, {spec.device}"
     ]

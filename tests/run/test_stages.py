@@ -13,7 +13,7 @@ from ftrain.run import folder as run_folder
 from ftrain.run import inference, provenance
 from ftrain.run.build import build
 from ftrain.run.custom import Custom
-from ftrain.run.events import StepTaken
+from ftrain.run.events import Started, StepTaken
 from ftrain.run.fit import fit
 from ftrain.run.replay import Replayed, replay
 
@@ -102,6 +102,17 @@ def test_each_stage_has_its_own_schedule(tmp_path):
     cosine = [1.0, 0.8535534, 0.5, 0.1464466]
     assert rates == pytest.approx([0.5 * part for part in cosine] + [0.01 * part for part in cosine])
     assert run.spec.head_lr == 0.5
+
+
+def test_the_headline_tells_how_much_is_trained(tmp_path):
+    # Weights 108 + 4 of the convolution, 4 + 4 of the norm, 72 + 2 of the head.
+    found = {}
+    for name, settings in {"all": {}, "frozen": {"freeze": "backbone"}, "head first": SETTINGS["head first"]}.items():
+        spec, own = tiny_runs.spec(**settings), custom()
+        run = provenance.new_run(spec, tiny_runs.images(), tmp_path / name, [], custom=own)
+        started = next(e for e in fit(run, spec, tiny_runs.images(), own) if isinstance(e, Started))
+        found[name] = started.parameters, started.trained
+    assert found == {"all": (194, 194), "frozen": (194, 74), "head first": (194, 74)}
 
 
 def test_frozen_layers_keep_their_bits(tmp_path):
