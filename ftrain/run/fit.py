@@ -157,7 +157,7 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
 
 def _ended_early(run: RunFolder, spec: RunSpec, position: Position) -> bool:
     """Whether the run ended before its last epoch because no further epoch was better."""
-    if not (position.evaluated and spec.pace.ends_epoch(position.step)):
+    if not (spec.patience and position.evaluated and spec.pace.ends_epoch(position.step)):
         return False
     lines = run_folder.read_metrics(run)[0]
     since_best = retention.epochs_since_best(lines, spec.best_by, until=position.step)

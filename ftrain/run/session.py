@@ -123,7 +123,7 @@ class Session:
             yield Evaluating(self.epoch)
 
     def _enter_stage(self) -> Stage:
-        """The stage of the next training step, which has other steps to compile than the one before."""
+        """The stage of the next training step. When it changes, so does what there is to compile."""
         stage = self.program.stage_at(self.step)
         if stage is not self._stage:
             if self.program.spec.compile:
