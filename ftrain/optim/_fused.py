@@ -7,7 +7,7 @@ graph, where the arithmetic on hundreds of tensors would keep the compiler busy 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Int64
@@ -266,7 +266,7 @@ def _listed(tensors: Tensors, names: list[str]) -> list[Tensor]:
     return [tensors[name] for name in names]
 
 
-def _as_kernel_rate(rate: Tensor) -> float | Tensor:
+def _as_kernel_rate(rate: Tensor) -> Any:  # float | Tensor, which the annotations of torch 2.11 do not allow
     return rate.item() if rate.device.type == "cpu" else rate.to(torch.float32)
 
 

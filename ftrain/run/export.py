@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import attrs
 import numpy as np
@@ -110,7 +110,9 @@ def _samples(images: Images) -> Tensor:
 
 def _exported(program: Program, params: Tensors, buffers: Tensors) -> Exported:
     module = Exported(program.module(params, buffers), program.spec.mean, program.spec.std)
-    return module.eval().to(memory_format=torch.contiguous_format)  # the layout that other programs expect
+    exported: Any = module.eval()  # since the annotations of torch 2.11 do not know `memory_format`
+    contiguous: Exported = exported.to(memory_format=torch.contiguous_format)  # the layout that other programs expect
+    return contiguous
 
 
 def _to_safetensors(module: Exported, example: Tensor, facts: dict[str, str]) -> list[durable.Part]:
