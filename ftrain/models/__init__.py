@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ftrain.models.catalogue import canonical, has_pretrained, input_size, names, smallest_size
     from ftrain.models.construct import build
-    from ftrain.models.groups import head, last_layer, layer_decay, matching
+    from ftrain.models.groups import batch_norms, head, last_layer, layer_decay, matching
     from ftrain.models.hashing import function_hash
-    from ftrain.models.init import initialize
+    from ftrain.models.init import initialize, start_small
     from ftrain.models.own import absolute, build_own, is_own, load_factory, source_hash
     from ftrain.models.preprocess import Preprocessing, preprocessing
     from ftrain.models.residual import zero_init_residual
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _NAMES_IN = {
     "catalogue": ["canonical", "has_pretrained", "input_size", "names", "smallest_size"],
     "construct": ["build"],
-    "groups": ["head", "last_layer", "layer_decay", "matching"],
+    "groups": ["batch_norms", "head", "last_layer", "layer_decay", "matching"],
     "hashing": ["function_hash"],
-    "init": ["initialize"],
+    "init": ["initialize", "start_small"],
     "own": ["absolute", "build_own", "is_own", "load_factory", "source_hash"],
     "preprocess": ["Preprocessing", "preprocessing"],
     "residual": ["zero_init_residual"],
@@ -38,6 +38,7 @@ __all__ = [
     "Preprocessing",
     "WeightsReport",
     "absolute",
+    "batch_norms",
     "build",
     "build_own",
     "canonical",
@@ -62,6 +63,7 @@ __all__ = [
     "preprocessing",
     "smallest_size",
     "source_hash",
+    "start_small",
     "without_data",
     "zero_init_residual",
 ]

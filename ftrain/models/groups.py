@@ -52,8 +52,22 @@ def last_layer(module: torch.nn.Module, classes: int) -> tuple[str, ...]:
     return tuple(f"{name}.{each}" if name else each for each, _ in layer.named_parameters())
 
 
-def matching(names: Collection[str], patterns: str) -> tuple[str, ...]:
-    """The names of parameters that match one of several patterns, separated by commas.
+def batch_norms(module: torch.nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of BatchNorm layers.
+
+    >>> batch_norms(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.LayerNorm(8)))
+    ('1.weight', '1.bias')
+    """
+    return tuple(
+        f"{name}.{each}" if name else each
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+        for each, _ in layer.named_parameters(recurse=False)
+    )
+
+
+def matching(names: Collection[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """The names of parameters that match one of several patterns.
 
     Args:
       patterns: each matches whole names of parameters, or of a layer or block with everything in it. `*`, `?` and
@@ -62,11 +76,11 @@ def matching(names: Collection[str], patterns: str) -> tuple[str, ...]:
     Raises:
       ValueError: if a pattern matches none of the names.
 
-    >>> matching(["conv1.weight", "layer1.0.conv1.weight", "fc.weight", "fc.bias"], "conv1,layer[12]")
+    >>> matching(["conv1.weight", "layer1.0.conv1.weight", "fc.weight", "fc.bias"], ["conv1", "layer[12]"])
     ('conv1.weight', 'layer1.0.conv1.weight')
     """
     chosen: set[str] = set()
-    for pattern in (each.strip() for each in patterns.split(",")):
+    for pattern in patterns:
         found = [n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")]
         if not found:
             tops = list(dict.fromkeys(block(name) or name.partition(".")[0] for name in names))

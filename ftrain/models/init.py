@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 Init = Literal["default", "kaiming", "xavier", "orthogonal", "trunc-normal"]
 
+NEW_LAYER_STD = 0.01
 _WEIGHTED = (
     nn.Linear,
     nn.Conv1d,
@@ -50,6 +51,38 @@ def initialize(module: torch.nn.Module, init: Init, *, seed: int) -> None:
                 _FILL[init](weight, generator)
             for bias in _biases(layer):
                 bias.zero_()
+
+
+def start_small(module: torch.nn.Module, names: Collection[str], *, seed: int) -> None:
+    """Initialises new linear and convolutional layers of a pretrained network, in place: their weights are normal with
+    standard deviation 0.01, and their biases 0.
+
+    A head that starts so predicts every class with nearly the same probability, whatever the scale of the features.
+    Its first gradients are then small, and those of the backbone smaller still. (Girshick, Fast R-CNN, 2015, section
+    3.2, initialises the layers on top of a pretrained network in this way.)
+
+    Args:
+      names: of the parameters to initialise; those of other kinds of layers keep their values.
+      seed: an integer in [0, 2**64).
+
+    >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
+    >>> start_small(module, ["1.weight", "1.bias"], seed=0)
+    >>> bool(module[1].weight.abs().max() < 0.05), module[1].bias.tolist()
+    (True, [0.0, 0.0, 0.0])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = set(names)
+    with torch.no_grad():
+        for prefix, layer in module.named_modules():
+            if not isinstance(layer, _WEIGHTED):
+                continue
+            for name, param in layer.named_parameters(recurse=False):
+                if f"{prefix}.{name}".lstrip(".") not in chosen:
+                    continue
+                if name == "weight":
+                    nn.init.normal_(param, std=NEW_LAYER_STD, generator=generator)
+                elif name == "bias":
+                    param.zero_()
 
 
 def _kaiming(weight: Tensor, generator: torch.Generator) -> None:

@@ -49,7 +49,10 @@ def make_module(
         _initialize(module, spec)
     if not (pretrained and spec.weights):
         return module, None
-    return module, as_usage(models.load_weights, module, spec.weights, name=spec.model)
+    report = as_usage(models.load_weights, module, spec.weights, name=spec.model)
+    if spec.init == "default":
+        models.start_small(module, set(report.at_random) & set(head_of(spec, custom, module)), seed=spec.seed)
+    return module, report
 
 
 def _initialize(module: torch.nn.Module, spec: RunSpec) -> None:

@@ -31,6 +31,27 @@ def about_validation(train: Source, val: Source) -> list[str]:
     return notes
 
 
+def about_training(settings: Settings, *, named: bool) -> list[str]:
+    """Notes on how a run trains that a user may not want.
+
+    Args:
+      settings: with the recipe.
+      named: whether ftrain builds the network by its name.
+    """
+    notes = []
+    small_batch = settings.batch_size is not None and settings.batch_size < 8
+    small_images = settings.image_size is not None and settings.image_size <= 32
+    if small_batch and small_images and settings.freeze == "none":
+        notes.append(
+            f"a batch of {settings.batch_size} images of {settings.image_size} px gives BatchNorm few values to "
+            "normalise over, and training may diverge; 16 or more is usual"
+        )
+    if named and not settings.weights and (settings.freeze != "none" or settings.head_epochs):
+        freezing = "head_epochs" if settings.freeze == "none" else "freeze"
+        notes.append(f"`{freezing}` without `weights` leaves layers at their random initial values")
+    return notes
+
+
 def unused(settings: Settings) -> list[str]:
     """Notes on settings that were given and have no effect."""
     used = {
@@ -48,8 +69,9 @@ def unused(settings: Settings) -> list[str]:
         "layer_decay": "freeze",
     }
     fields = attrs.fields_dict(Settings)
+    without_effect = {name: field.default for name, field in fields.items()} | {"head_epochs": 0, "layer_decay": 1.0}
     return [
         f"`{name}` has no effect with `{choices[name]}={getattr(settings, choices[name])}`"
         for name, is_used in used.items()
-        if not is_used and getattr(settings, name) != fields[name].default
+        if not is_used and getattr(settings, name) not in (fields[name].default, without_effect[name])
     ]

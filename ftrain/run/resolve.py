@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeVar
+from typing import Literal
 
 import attrs
 import numpy as np
@@ -23,20 +23,16 @@ from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, own_module
 from ftrain.run.locate import Located, locate, to_end
-from ftrain.run.notes import about_validation, unused
+from ftrain.run.notes import about_training, about_validation, unused
+from ftrain.run.recipe import recipe
 from ftrain.run.settings import WITH_WARMUP, Settings
 from ftrain.run.spec import RunSpec
 from ftrain.text import listed, shown
-
-T = TypeVar("T")
 
 MAX_DEFAULT_SIZE = 224  # pixels
 MAX_DEFAULT_DISK_CACHE = 64e9  # bytes that are used without being asked for
 DEFAULT_CROP_SCALE = 0.35
 HEADERS = 256  # images whose headers are read before anything else
-FEW_IMAGES = 5_000
-DEFAULT_LR = {"adamw": 1e-3, "adam": 1e-3, "sgd": 0.05, "adagrad": 0.01}
-DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "adam": 0.0, "sgd": 1e-4, "adagrad": 0.0}
 
 
 def resolve(
@@ -78,16 +74,19 @@ def resolve(
     if line := skipped_line(train, val):
         notes.append(line)
     notes.extend(about_validation(train, val))
-    batch_size = settings.batch_size or min(64 if len(train) >= FEW_IMAGES else 32, len(train))
-    if batch_size > len(train):
+    unused_settings = unused(settings)
+    network = _skeleton(model, custom, len(train.classes), settings.seed)
+    chosen = recipe(settings, images=len(train), batch_norm=bool(models.batch_norms(network)))
+    settings = attrs.evolve(settings, **attrs.asdict(chosen))
+    if chosen.batch_size > len(train):
         raise SettingsError(
-            f"`batch_size` is {batch_size}, but {shown(train.name)} has only {len(train)} images; use a batch size of "
-            f"at most {len(train)}"
+            f"`batch_size` is {chosen.batch_size}, but {shown(train.name)} has only {len(train)} images; use a batch "
+            f"size of at most {len(train)}"
         )
-    if batch_size % settings.accumulate:
+    if chosen.batch_size % settings.accumulate:
         raise SettingsError(
             f"`accumulate` must divide the batch into equal parts; got {settings.accumulate} for a batch of "
-            f"{batch_size}"
+            f"{chosen.batch_size}"
         )
     sizes = _check_some_images(train, settings)
     _check_some_images(val, settings)
@@ -95,29 +94,22 @@ def resolve(
     image_size = settings.image_size or _default_size(model if catalogued else None, short_side, prepared.image_size)
     if catalogued:
         as_usage(models.check_size, model, image_size)
-    if batch_size < 8 and image_size <= 32:
-        notes.append(
-            f"a batch of {batch_size} images of {image_size} px gives BatchNorm few values to normalise over, and "
-            "training may diverge; 16 or more is usual"
-        )
-    if settings.head_epochs >= settings.epochs:
+    if chosen.head_epochs >= settings.epochs:
         raise SettingsError(
-            f"`head_epochs` must be less than `epochs`; got {settings.head_epochs} of {settings.epochs} epochs. To "
+            f"`head_epochs` must be less than `epochs`; got {chosen.head_epochs} of {settings.epochs} epochs. To "
             "train the head alone, use `freeze=backbone`"
         )
-    after_head = settings.epochs - (settings.head_epochs if settings.freeze != "backbone" else 0)
-    warmup_epochs = _or(settings.warmup_epochs, min(1.0, after_head / 10))
+    after_head = settings.epochs - (chosen.head_epochs if settings.freeze != "backbone" else 0)
+    warmup_epochs = min(1.0, after_head / 10) if settings.warmup_epochs is None else settings.warmup_epochs
     if warmup_epochs >= after_head and settings.schedule in WITH_WARMUP:
-        rest = f"the {after_head} after `head_epochs`" if settings.head_epochs else f"{settings.epochs} epochs"
+        rest = f"the {after_head} after `head_epochs`" if chosen.head_epochs else f"{settings.epochs} epochs"
         raise SettingsError(f"`warmup_epochs` must be less than `epochs`; got {warmup_epochs:g} of {rest}")
     _check_uneven(settings, train, custom)
-    if catalogued and not settings.weights and (settings.freeze != "none" or settings.head_epochs):
-        freezing = "head_epochs" if settings.freeze == "none" else "freeze"
-        notes.append(f"`{freezing}` without `weights` leaves layers at their random initial values")
-    notes.extend(unused(settings))
+    notes.extend(about_training(attrs.evolve(settings, image_size=image_size), named=catalogued))
+    notes.extend(unused_settings)
     if settings.deterministic:
         notes.append(kernels.cost_of_determinism(device))
-    convolutions = _convolutions(model, custom, len(train.classes), settings.seed)
+    convolutions = models.convolutions_of(network)
     large_images = short_side > 1.15 * image_size
     crop_scale = settings.crop_scale or (DEFAULT_CROP_SCALE if large_images else 1.0)
     settings = attrs.evolve(
@@ -130,14 +122,11 @@ def resolve(
         crop_scale=crop_scale,
         mean=settings.mean or prepared.mean,
         std=settings.std or prepared.std,
-        batch_size=batch_size,
         drop_last=bool(settings.drop_last),
-        eval_batch_size=settings.eval_batch_size or batch_size,
-        lr=settings.lr or DEFAULT_LR[settings.optimizer],
+        eval_batch_size=settings.eval_batch_size or chosen.batch_size,
         warmup_epochs=warmup_epochs,
-        weight_decay=_or(settings.weight_decay, DEFAULT_WEIGHT_DECAY[settings.optimizer]),
         device=str(device),
-        workers=_or(settings.workers, _default_workers()),
+        workers=_default_workers() if settings.workers is None else settings.workers,
         precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,
         memory_format=(
             kernels.memory_format(convolutions, device) if settings.memory_format == "auto" else settings.memory_format
@@ -148,7 +137,7 @@ def resolve(
         compile, because = kernels.pays_to_compile(
             convolutions,
             device,
-            steps=Pace(len(train), batch_size, bool(settings.drop_last)).steps(settings.epochs),
+            steps=Pace(len(train), chosen.batch_size, bool(settings.drop_last)).steps(settings.epochs),
             pixels=settings.epochs * len(train) * image_size**2,
         )
         settings = attrs.evolve(settings, compile=compile)
@@ -240,20 +229,17 @@ def _model(name: str, custom: Custom) -> str:
     return models.absolute(name) if models.is_own(name) else as_usage(models.canonical, name)
 
 
-def _convolutions(model: str, custom: Custom, classes: int, seed: int) -> models.Convolutions:
+def _skeleton(model: str, custom: Custom, classes: int, seed: int) -> torch.nn.Module:
+    """The network, to look at its layers; one of the catalogue has no data."""
     if custom.module is not None:
-        return models.convolutions_of(custom.module)
+        return custom.module
     if models.is_own(model):
-        return models.convolutions_of(own_module(model, classes=classes, seed=seed))
-    return models.convolutions(model)
+        return own_module(model, classes=classes, seed=seed)
+    return models.without_data(model, classes)
 
 
 def _absolute_if_file(weights: str | None) -> str | None:
     return os.path.abspath(weights) if weights and os.path.isfile(weights) else weights
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def _default_workers() -> int:

@@ -31,6 +31,8 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# The value of `freeze` for the BatchNorm layers, alone or among others.
+BATCH_NORM = "batch-norm"
 # How messages call the two splits of the data.
 SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
@@ -317,7 +319,8 @@ class Settings:
     batch_size: int | None = _setting(
         None,
         "Training",
-        "Examples per training step. Default: 64, or 32 for fewer than 5,000 training images, which need more steps.",
+        "Examples per training step. Default: 64, or 32 for fewer than 5,000 training images, which need more steps; "
+        "with --weights also 16 for fewer than 1,000, and 8 for fewer than 200.",
         _integer(1),
     )
     eval_batch_size: int | None = _setting(
@@ -341,7 +344,8 @@ class Settings:
     lr: float | None = _setting(
         None,
         "Training",
-        "Peak learning rate. Default: 0.001; 0.05 for sgd, 0.01 for adagrad.",
+        "Peak learning rate. Default: 0.001; 0.05 for sgd, 0.01 for adagrad. A fifth of that with --weights for a "
+        "network without BatchNorm.",
         _number(0.0, above=True),
     )
     weight_decay: float | None = _setting(
@@ -364,17 +368,19 @@ class Settings:
         "that is less. With --head-epochs, of the epochs after them; the head's own warm-up is a tenth of its steps.",
         _number(0.0),
     )
-    freeze: str = _setting(
-        "none",
+    freeze: str | None = _setting(
+        None,
         "Fine-tuning",
-        "Parameters that are not trained: none, backbone (all but the head), or names such as 'conv1,layer[12]', "
-        "separated by commas. Frozen BatchNorm layers keep their statistics.",
+        "Parameters that are not trained: none, backbone (all but the head), batch-norm, or names such as "
+        "'conv1,layer[12]', separated by commas. Frozen BatchNorm layers keep their statistics. Default: batch-norm "
+        "with --weights, otherwise none.",
         _TEXT,
     )
-    head_epochs: int = _setting(
-        0,
+    head_epochs: int | None = _setting(
+        None,
         "Fine-tuning",
-        "How many of --epochs, from the first on, train only the head.",
+        "How many of --epochs, from the first on, train only the head. Default: 1 with --weights and at least 3 "
+        "epochs, otherwise 0.",
         _integer(0),
     )
     head_lr: float | None = _setting(
@@ -383,11 +389,11 @@ class Settings:
         "Peak learning rate of the head. Default: --lr.",
         _number(0.0, above=True),
     )
-    layer_decay: float = _setting(
-        1.0,
+    layer_decay: float | None = _setting(
+        None,
         "Fine-tuning",
-        "Factor by which the learning rate falls from each of twelve groups of layers to the one below it, such as "
-        "0.75; 1 for the same rate everywhere.",
+        "Factor by which the learning rate falls from each of twelve groups of layers to the one below it; 1 for the "
+        "same rate everywhere. Default: 0.85 with --weights, otherwise 1.",
         _FRACTION,
     )
     loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
@@ -535,6 +541,9 @@ def as_before(settings: Settings) -> Settings:
         mean=settings.mean or IMAGENET_MEAN,
         std=settings.std or IMAGENET_STD,
         drop_last=True if settings.drop_last is None else settings.drop_last,
+        freeze="none" if settings.freeze is None else settings.freeze,
+        head_epochs=0 if settings.head_epochs is None else settings.head_epochs,
+        layer_decay=1.0 if settings.layer_decay is None else settings.layer_decay,
     )
 
 

@@ -19,6 +19,7 @@ from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized
 from ftrain.run.custom import Custom
 from ftrain.run.network import head_of, memory_format
+from ftrain.run.settings import BATCH_NORM
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, restarted
 from ftrain.steps import Batch, train_step
@@ -29,6 +30,7 @@ LOSSES: dict[str, Loss] = {
     "binary-cross-entropy": ftrain.losses.binary_cross_entropy,
     "mean-squared-error": ftrain.losses.mean_squared_error,
 }
+_NO_HEAD = "the head, the layer whose size is the number of classes, and this network has none"
 CLASS_WEIGHTS = {"balanced": ftrain.losses.balanced_weights, "effective": ftrain.losses.effective_weights}
 
 
@@ -109,7 +111,7 @@ def make_stages(
     names = tuple(name for name, param in module.named_parameters() if param.requires_grad)
     by_layer = spec.layer_decay < 1.0 or spec.head_lr != spec.lr
     head = head_of(spec, custom, module) if by_layer or spec.head_epochs or spec.freeze == "backbone" else ()
-    frozen = _frozen(spec, names, head)
+    frozen = _frozen(spec, module, names, head)
     trained = tuple(name for name in names if name not in frozen)
     trained_head = tuple(name for name in trained if name in head)
     head_alone = trained_head == trained
@@ -118,6 +120,8 @@ def make_stages(
         factors = models.layer_decay(names, spec.layer_decay, head=head, head_factor=spec.head_lr / spec.lr)
     head_steps = 0 if head_alone else spec.pace.steps(spec.head_epochs)
     if head_steps and not trained_head:
+        if not head:
+            raise SettingsError(f"`head_epochs` trains {_NO_HEAD}; use `head_epochs=0`")
         raise SettingsError(f"`freeze={spec.freeze}` freezes the head, so `head_epochs` cannot train it; leave one out")
 
     def stage(first: int, trained: tuple[str, ...], **schedule: Any) -> tuple[Stage, tuple[Tensors, Tensors]]:
@@ -140,17 +144,16 @@ def make_stages(
     return (first, whole), tensors
 
 
-def _frozen(spec: RunSpec, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:
+def _frozen(spec: RunSpec, module: torch.nn.Module, names: tuple[str, ...], head: tuple[str, ...]) -> frozenset[str]:
     if spec.freeze == "none":
         return frozenset()
     if spec.freeze == "backbone":
         if not set(head) & set(names):
-            raise SettingsError(
-                f"`freeze=backbone` needs a head to train, a layer with {len(spec.classes)} outputs, and this network "
-                "has none; name the layers to freeze instead"
-            )
+            raise SettingsError(f"`freeze=backbone` trains {_NO_HEAD}; name the layers to freeze instead")
         return frozenset(names) - frozenset(head)
-    frozen = frozenset(as_usage(models.matching, names, spec.freeze))
+    patterns = [each.strip() for each in spec.freeze.split(",")]
+    frozen = frozenset(models.batch_norms(module)) & set(names) if BATCH_NORM in patterns else frozenset()
+    frozen |= set(as_usage(models.matching, names, [each for each in patterns if each != BATCH_NORM]))
     if frozen == frozenset(names):
         raise SettingsError(f"`freeze={spec.freeze}` leaves no parameter to train")
     return frozen
