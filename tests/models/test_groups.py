@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ftrain.models import head, last_layer, layer_decay, matching, without_data
+from ftrain.models import batch_norms, head, last_layer, layer_decay, matching, without_data
 
 HEADS = {
     "alexnet": ["classifier.6.weight", "classifier.6.bias"],
@@ -40,12 +40,20 @@ def test_the_head_of_a_module_is_its_last_layer_with_an_output_for_each_class():
     assert last_layer(torch.nn.Linear(4, 3, bias=False), 3) == ("weight",)
 
 
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", 20), ("timm/resnet18", 20), ("vit_b_16", 0), ("vgg11", 0)])
+def test_the_batch_norms_of_a_network(name, layers):
+    found = batch_norms(without_data(name, 10))
+    assert len(found) == 2 * layers  # a weight and a bias each
+    assert {each.rpartition(".")[2] for each in found} == ({"weight", "bias"} if layers else set())
+    assert layers == 0 or {"bn1.weight", "layer2.0.downsample.1.bias"} <= set(found)
+
+
 def test_patterns_match_parameters_layers_and_blocks():
     names = ["conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer2.0.conv1.weight", "fc.weight", "fc.bias"]
-    assert matching(names, "conv1") == ("conv1.weight",)
-    assert matching(names, "*.bias") == ("fc.bias",)
-    assert matching(names, " layer1, bn1 ") == ("bn1.weight", "layer1.0.conv1.weight")
-    assert matching(names, "layer?") == ("layer1.0.conv1.weight", "layer2.0.conv1.weight")
+    assert matching(names, ["conv1"]) == ("conv1.weight",)
+    assert matching(names, ["*.bias"]) == ("fc.bias",)
+    assert matching(names, ["layer1", "bn1"]) == ("bn1.weight", "layer1.0.conv1.weight")
+    assert matching(names, ["layer?"]) == ("layer1.0.conv1.weight", "layer2.0.conv1.weight")
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_layers():
@@ -53,7 +61,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_lists_the_layers():
     with pytest.raises(
         ValueError, match=r"no parameter matches 'stem'; the network has the layers conv1, layer1\.0, fc"
     ):
-        matching(names, "conv1,stem")
+        matching(names, ["conv1", "stem"])
 
 
 def test_rates_fall_by_twelfths_of_the_depth():

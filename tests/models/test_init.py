@@ -46,6 +46,26 @@ def test_default_changes_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in initialized("default").items())
 
 
+def test_a_new_layer_of_a_pretrained_network_starts_small():
+    before, random_state = network().state_dict(), torch.get_rng_state()
+    first, again, other = network(), network(), network()
+    names = ["3.weight", "3.bias", "1.weight"]
+    for module, seed in ((first, 0), (again, 0), (other, 1)):
+        models.start_small(module, names, seed=seed)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(first[3].weight, again[3].weight) and not torch.equal(first[3].weight, other[3].weight)
+    assert first[3].weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert first[3].bias.eq(0).all()
+    changed = {name for name, tensor in first.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"3.weight", "3.bias"}  # a norm keeps its values
+
+
+def test_a_single_layer_starts_small():
+    layer = nn.Linear(4, 3)
+    models.start_small(layer, ["weight", "bias"], seed=0)
+    assert layer.weight.abs().max().item() < 0.05 and layer.bias.tolist() == [0.0, 0.0, 0.0]
+
+
 def test_the_spread_of_each_initialisation():
     layer = nn.Linear(300, 500)
 

@@ -24,6 +24,7 @@ SETTINGS = {
     "head first": {"head_epochs": 1, "warmup_epochs": 0},
     "head first, then by layer": {"head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.8, "head_lr": 0.02},
     "frozen backbone": {"freeze": "backbone"},
+    "frozen norms": {"freeze": "batch-norm", "head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.8},
     "frozen pattern": {"freeze": "0,1.bias", "ema_decay": 0.9},
     "head first, then frozen": {"head_epochs": 1, "warmup_epochs": 0, "freeze": "0", "ema_decay": 0.9, "accumulate": 3},
     "nothing dropped": {"drop_last": False, "head_epochs": 1, "warmup_epochs": 0},
@@ -123,6 +124,15 @@ def test_frozen_layers_keep_their_bits(tmp_path):
     assert end["buffers/1.num_batches_tracked"].item() == 8  # 1.weight is trained, so the layer is not frozen
 
 
+@pytest.mark.parametrize(("freeze", "frozen"), [("batch-norm", ["1.weight", "1.bias"]), ("0, batch-norm", BACKBONE)])
+def test_frozen_batch_norms_keep_their_statistics(freeze, frozen, tmp_path):
+    train(tmp_path, freeze=freeze)
+    start, end = tensors_at_start(), tensors(tmp_path, 8)
+    assert sorted(params_in(end)) == sorted({*HEAD, *BACKBONE} - set(frozen))
+    kept = [*frozen, "1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    assert all(torch.equal(end[f"buffers/{name}"], start[name]) for name in kept)
+
+
 def test_a_network_trained_in_stages_is_evaluated_and_replayed_in_each(tmp_path):
     settings = {"head_epochs": 1, "warmup_epochs": 0, "keep_last": 9}
     run = train(tmp_path, **settings)
@@ -160,8 +170,23 @@ def test_what_is_trained_can_be_changed_in_the_middle(tmp_path):
     [
         ({"freeze": "9"}, "no parameter matches '9'; the network has the layers 0, 1, 5"),
         ({"freeze": "*"}, r"`freeze=\*` leaves no parameter to train"),
+        ({"freeze": "batch-norm,9"}, "no parameter matches '9'; the network has the layers 0, 1, 5"),
+        ({"freeze": "5", "head_epochs": 1}, "`freeze=5` freezes the head, so `head_epochs` cannot train it"),
     ],
 )
 def test_what_cannot_be_frozen_is_an_error(changes, message):
     with pytest.raises(SettingsError, match=message):
         build(tiny_runs.spec(**changes), custom())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_epochs": 1}, "`head_epochs` trains the head, .* and this network has none; use `head_epochs=0`"),
+        ({"freeze": "backbone"}, "`freeze=backbone` trains the head, .* and this network has none; name the layers"),
+    ],
+)
+def test_a_network_without_a_head_has_no_stage_for_it(changes, message):
+    headless = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 8), torch.nn.Flatten(), torch.nn.Softmax(dim=-1))
+    with pytest.raises(SettingsError, match=message):
+        build(tiny_runs.spec(**changes), Custom(module=headless))
