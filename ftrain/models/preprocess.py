@@ -11,6 +11,8 @@ from ftrain.models.catalogue import canonical
 from ftrain.models.spelling import is_timm
 from ftrain.models.weights import is_file, of_torchvision
 
+_FIT: dict[str, Literal["crop", "pad", "stretch"]] = {"center": "crop", "border": "pad", "squash": "stretch"}  # timm's
+
 
 @attrs.frozen
 class Preprocessing:
@@ -21,6 +23,7 @@ class Preprocessing:
       interpolation: how images are scaled.
       crop_fraction: the side of the square at the centre that evaluation uses, as a fraction of the image's shorter
         side.
+      fit: how an image that is not square becomes a square.
       image_size: the side of the inputs in pixels; None if the network works as well at any size.
     """
 
@@ -28,6 +31,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_fraction: float = 0.875
+    fit: Literal["crop", "pad", "stretch"] = "crop"
     image_size: int | None = None
 
 
@@ -47,7 +51,7 @@ def preprocessing(name: str, weights: str | None) -> Preprocessing:
 
     >>> preprocessing("swin_t", "DEFAULT")
     Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bicubic', \
-crop_fraction=0.9655172413793104, image_size=None)
+crop_fraction=0.9655172413793104, fit='crop', image_size=None)
     """
     name = canonical(name)
     if not weights:
@@ -61,6 +65,7 @@ crop_fraction=0.9655172413793104, image_size=None)
             std=tuple(config["std"]),
             interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
             crop_fraction=config["crop_pct"],
+            fit=_FIT.get(config["crop_mode"], "crop"),
             image_size=min(config["input_size"][1:]),
         )
     if is_file(weights):

@@ -140,7 +140,7 @@ def converted(tensors: dict[str, Any], module: torch.nn.Module) -> dict[str, Any
 
 
 def data_config(name: str, full_name: str | None) -> dict[str, Any]:
-    """timm's data configuration: mean, std, interpolation, crop_pct, input_size.
+    """timm's data configuration: mean, std, interpolation, crop_pct, crop_mode, input_size.
 
     Args:
       name: as `canonical` returns it.

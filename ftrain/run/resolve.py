@@ -117,6 +117,7 @@ def resolve(
         model=model,
         weights=_absolute_if_file(settings.weights),
         image_size=image_size,
+        fit=settings.fit or prepared.fit,
         interpolation=settings.interpolation or prepared.interpolation,
         crop_fraction=settings.crop_fraction or default_centre_fraction(crop_scale, prepared.crop_fraction),
         crop_scale=crop_scale,

@@ -220,12 +220,12 @@ class Settings:
         "on.",
         _integer(1, 4096),
     )
-    fit: FitName = _setting(
-        "crop",
+    fit: FitName | None = _setting(
+        None,
         "Data",
         "How an image that is not square becomes a square, in evaluate, predict and export, and in training without "
         "random crops: crop uses the square at its centre; pad adds bars of the colour --mean; stretch changes its "
-        "ratio.",
+        "ratio. Default: as the pretrained weights expect, otherwise crop.",
         _one_of(FitName),
     )
     interpolation: InterpolationName | None = _setting(
@@ -536,6 +536,7 @@ def as_before(settings: Settings) -> Settings:
     have the values that ftrain used then."""
     return attrs.evolve(
         settings,
+        fit=settings.fit or "crop",
         interpolation=settings.interpolation or "bilinear",
         crop_fraction=settings.crop_fraction or (1.0 if settings.crop_scale == 1.0 else 0.875),
         mean=settings.mean or IMAGENET_MEAN,

@@ -155,7 +155,7 @@ class RunSpec:
                 jitter=settings.color_jitter,
                 erasing=settings.random_erasing,
                 fill=(red, green, blue),
-                fit=settings.fit,
+                fit=decided("fit", settings.fit),
                 interpolation=decided("interpolation", settings.interpolation),
                 centre_fraction=decided("crop_fraction", settings.crop_fraction),
             ),

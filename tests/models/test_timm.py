@@ -190,8 +190,13 @@ def test_dropout_and_drop_path_are_drawn_from_the_key(name, drops):
 def test_the_preprocessing_that_weights_expect(name, weights, expected):
     mean, std, interpolation, crop_fraction, image_size = expected
     assert models.preprocessing(name, weights) == models.Preprocessing(
-        mean, std, interpolation, pytest.approx(crop_fraction), image_size
+        mean, std, interpolation, pytest.approx(crop_fraction), "crop", image_size
     )
+
+
+def test_weights_for_squashed_images_stretch_them():
+    found = models.preprocessing("timm/tiny_vit_21m_512", "DEFAULT")
+    assert (found.fit, found.image_size) == ("stretch", 512)
 
 
 def test_weights_that_do_not_exist():

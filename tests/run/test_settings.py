@@ -29,7 +29,7 @@ def test_defaults() -> None:
         "train_dir": None,
         "val_dir": None,
         "image_size": None,
-        "fit": "crop",
+        "fit": None,
         "interpolation": None,
         "crop_fraction": None,
         "crop_scale": None,
