@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -20,12 +20,30 @@ from ftrain.state import TrainState, commit
 from ftrain.torch_private import pytree
 from ftrain.tracing import first_derivative_only, tracing
 
-__all__ = ["Augment", "Batch", "eval_step", "predict_step", "train_step"]
+__all__ = ["Augment", "Batch", "Reduce", "eval_step", "predict_step", "train_step"]
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Augment = Callable[[Int64[Tensor, "2"], Float[Tensor, "B C H W"]], Tensor]
 # (params, buffers, key, examples) -> (the loss to minimise, (the metrics, the new buffers))
 LossFn = Callable[[Tensors, Tensors, Tensor, Any], tuple[Tensor, tuple[Metrics, Tensors]]]
+
+T = TypeVar("T")
+
+
+class Reduce(Protocol):
+    """A sum over the logical shards of a batch, some of which may lie in other processes."""
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+
+    @property
+    def own(self) -> range:
+        """The numbers of those that lie in this process."""
+
+    def __call__(self, parts: Sequence[T]) -> T:
+        """The sum over all shards of a pytree of tensors, of which `parts` are those of this process's shards."""
+
 
 # The weight of an auxiliary classifier's loss (Szegedy et al., Going deeper with convolutions, 2015).
 AUXILIARY_WEIGHT = 0.3
@@ -48,6 +66,7 @@ def train_step(
     metrics: Mapping[str, Metric] | None = None,
     precision: torch.dtype = torch.float32,
     accumulate: int = 1,
+    reduce: Reduce | None = None,
     skip_nonfinite: bool = False,
     ema_decay: float | None = None,
     donate: bool = False,
@@ -74,6 +93,10 @@ def train_step(
       accumulate: into how many equal parts the batch is split for the forward and backward passes, which then run one
         after the other and need less memory. The update is that of the whole batch, except that BatchNorm sees the
         parts, and that draws such as dropout's are different.
+      reduce: how a global batch lies over processes, such as `ftrain.parallel.ranks(shards=4).sum`. `batch` is then
+        this process's part, the rows of its shards. Each shard has its own forward and backward pass, its own
+        BatchNorm batch and mixing, and its own draws; the gradients, the metrics and the new buffers are summed or
+        averaged over all shards. The result is the same, to the bit, for any number of processes.
       skip_nonfinite: whether a batch whose loss or gradient is not finite leaves the state, and its step, unchanged.
         The metrics count such batches. On a GPU and under a transform this happens without waiting for the device.
       ema_decay: in [0, 1), updates the averages that the state keeps (`init_state(..., ema=True)`):
@@ -108,13 +131,28 @@ def train_step(
     if len(batch) == 3:
         inputs = pytree.tree_map(lambda values: _zeroed_where_ignored(values, weights), inputs)
     key = ftrain.random.fold_in(state.key, state.step)
-    if augment is not None:
-        inputs = _augmented(augment, ftrain.random.fold_in(key, AUGMENT_DRAW), inputs)
-    if mix is not None:
-        inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
 
-    loss_fn = _loss_fn(apply, loss, metrics, precision, weights.sum())
-    grads, measured, buffers = _gradients(loss_fn, state, key, (inputs, labels, weights), accumulate)
+    def pass_of(examples: Any, key: Tensor, total_weight: Tensor) -> tuple[Tensors, Metrics, Tensors]:
+        inputs, labels, weights = examples
+        if augment is not None:
+            inputs = _augmented(augment, ftrain.random.fold_in(key, AUGMENT_DRAW), inputs)
+        if mix is not None:
+            inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
+        loss_fn = _loss_fn(apply, loss, metrics, precision, total_weight)
+        return _gradients(loss_fn, state, key, (inputs, labels, weights), accumulate)
+
+    examples = (inputs, labels, weights)
+    _check_shards(len(weights), reduce)
+    if reduce is None or reduce.shards == 1:
+        grads, measured, buffers = pass_of(examples, key, weights.sum())
+    else:
+        parts = _chunks(examples, len(reduce.own))
+        total_weight = reduce([weights.sum() for _, _, weights in parts])
+        passes = [
+            pass_of(part, ftrain.random.fold_in(key, number), total_weight)
+            for part, number in zip(parts, reduce.own, strict=True)
+        ]
+        grads, measured, buffers = _over_shards(passes, state.buffers, reduce)
     measured = _with_step_sums(measured, grads, optimizer, state.step)
 
     traced = tracing(state, grads)
@@ -131,6 +169,7 @@ def eval_step(
     loss: Loss = cross_entropy,
     metrics: Mapping[str, Metric] | None = None,
     precision: torch.dtype = torch.float32,
+    reduce: Reduce | None = None,
 ) -> Metrics:
     """The metrics of a batch under the state's network in evaluation mode. Arguments and errors as for `train_step`.
 
@@ -139,9 +178,17 @@ def eval_step(
     >>> sorted(eval_step(state, (torch.ones(4, 3), torch.tensor([0, 1, 1, 0])), apply=apply).compute())
     ['accuracy', 'count', 'loss', 'macro_accuracy', 'nonfinite']
     """
-    inputs, labels, weights = unpack_batch(batch)
-    logits = predict_step(state, inputs, apply=apply, precision=precision)
-    return measure(logits, labels, loss(logits, labels), weights, metrics, by_class=True)
+
+    def metrics_of(examples: Any) -> Metrics:
+        inputs, labels, weights = examples
+        logits = predict_step(state, inputs, apply=apply, precision=precision)
+        return measure(logits, labels, loss(logits, labels), weights, metrics, by_class=True)
+
+    examples = unpack_batch(batch)
+    _check_shards(len(examples[2]), reduce)
+    if reduce is None or reduce.shards == 1:
+        return metrics_of(examples)
+    return reduce([metrics_of(part) for part in _chunks(examples, len(reduce.own))])
 
 
 def predict_step(
@@ -169,6 +216,14 @@ def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float |
         raise ValueError(f"`ema_decay` must be a number >= 0 and < 1; got {ema_decay}")
     if not state.ema:
         raise ValueError("`ema_decay` needs a state that keeps averages; make it with init_state(..., ema=True)")
+
+
+def _check_shards(examples: int, reduce: Reduce | None) -> None:
+    if reduce is not None and examples % len(reduce.own):
+        raise ValueError(
+            f"the batch of this process must have the same number of examples for each of its {len(reduce.own)} "
+            f"shards; got {examples} examples"
+        )
 
 
 def _zeroed_where_ignored(values: Tensor, weights: Tensor) -> Tensor:
@@ -229,19 +284,35 @@ def _gradients(
 ) -> tuple[Tensors, Metrics, Tensors]:
     """Gradients and metrics summed over the parts of a batch, each of which starts from the buffers of the one before,
     and the buffers after the last."""
-    leaves, structure = pytree.tree_flatten(examples)
-    chunks = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
     grads: Tensors | None = None
     metrics: Metrics | None = None
     buffers = state.buffers
-    for number, chunk in enumerate(chunks):
-        part = pytree.tree_unflatten(chunk, structure)
+    for number, part in enumerate(_chunks(examples, parts)):
         part_key = key if parts == 1 else ftrain.random.fold_in(key, number)
         new_grads, (new_metrics, buffers) = _grad(loss_fn, state.params, buffers, part_key, part)
         grads = new_grads if grads is None else {name: grads[name] + grad for name, grad in new_grads.items()}
         metrics = new_metrics if metrics is None else metrics + new_metrics
     assert grads is not None and metrics is not None
     return grads, metrics, buffers
+
+
+def _chunks(examples: Any, parts: int) -> list[Any]:
+    """Equal parts of the examples of a batch."""
+    leaves, structure = pytree.tree_flatten(examples)
+    chunks = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
+    return [pytree.tree_unflatten(chunk, structure) for chunk in chunks]
+
+
+def _over_shards(
+    passes: Sequence[tuple[Tensors, Metrics, Tensors]], buffers: Tensors, reduce: Reduce
+) -> tuple[Tensors, Metrics, Tensors]:
+    """Gradients and metrics summed over all shards, and the mean of the floating-point buffers that the passes have
+    changed. Other buffers are counts, which change in the same way in every pass."""
+    first = passes[0][2]
+    changed = [name for name, new in first.items() if new is not buffers[name] and new.is_floating_point()]
+    parts = [(grads, measured, {name: new[name] for name in changed}) for grads, measured, new in passes]
+    grads, measured, sums = reduce(parts)
+    return grads, measured, {**first, **{name: total / reduce.shards for name, total in sums.items()}}
 
 
 def _grad(

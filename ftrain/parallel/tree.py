@@ -1,0 +1,93 @@
+"""Sums over the logical shards of a batch by one fixed balanced tree, wherever the shards lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ftrain.torch_private import pytree, under_functorch
+
+__all__ = ["TreeSum", "tree_sum"]
+
+T = TypeVar("T")
+
+
+def tree_sum(parts: Sequence[T]) -> T:
+    """The sum of pytrees of tensors: of neighbours, then of neighbours among the sums, and so on. What is left over
+    without a neighbour waits for the next round.
+
+    >>> tree_sum([{"a": torch.tensor(1.0)}, {"a": torch.tensor(2.0)}, {"a": torch.tensor(4.0)}])
+    {'a': tensor(7.)}
+    """
+    sums = list(parts)
+    while len(sums) > 1:
+        pairs = zip(sums[::2], sums[1::2], strict=False)
+        sums = [_added(one, other) for one, other in pairs] + sums[len(sums) - len(sums) % 2 :]
+    return sums[0]
+
+
+def _added(one: T, other: T) -> T:
+    leaves, structure = pytree.tree_flatten(one)
+    added: T = pytree.tree_unflatten([a + b for a, b in zip(leaves, pytree.tree_leaves(other), strict=True)], structure)
+    return added
+
+
+@attrs.frozen
+class TreeSum:
+    """The sum over all logical shards of a batch, for `train_step(reduce=)` and `eval_step(reduce=)`.
+
+    The shards are the leaves of one balanced binary tree. A process sums its own shards, which are the lower levels of
+    the tree; for each level above, it adds what the process at the other side of that level has. A sum of two numbers
+    has one rounding whatever a library does, so the bits are the same for any number of processes.
+
+    Attributes:
+      shards: how many shards there are, a power of two.
+      own: the numbers of this process's shards.
+      pairs: for each level above a process, the group of this process and the one whose sum it needs there.
+    """
+
+    shards: int
+    own: range
+    pairs: tuple[dist.ProcessGroup, ...] = ()
+
+    def __call__(self, parts: Sequence[T]) -> T:
+        """The sum.
+
+        Args:
+          parts: a pytree of tensors for each of this process's shards, in their order. All processes must call with the
+            same structure, shapes and dtypes.
+
+        Raises:
+          ValueError: if there is not a part for each shard.
+          RuntimeError: under a transform of torch.func, where torch would silently return sums that are not complete.
+        """
+        if len(parts) != len(self.own):
+            raise ValueError(f"`parts` must have a part for each of {len(self.own)} shards; got {len(parts)}")
+        total = tree_sum(parts)
+        if not self.pairs:
+            return total
+        if under_functorch():
+            raise RuntimeError(
+                "processes cannot exchange values under torch.func's vmap or grad, where the sums would silently be "
+                "incomplete; transform a step without `reduce`, or use one process"
+            )
+        leaves, structure = pytree.tree_flatten(total)
+        return pytree.tree_unflatten(self._over_processes(leaves), structure)  # type: ignore[no-any-return]
+
+    def _over_processes(self, leaves: list[Any]) -> list[Tensor]:
+        """The sums over the processes, with one message for each dtype and level."""
+        sums = list(leaves)
+        for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+            places = [place for place, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            message = torch.cat([leaves[place].reshape(-1) for place in places])
+            for pair in self.pairs:
+                dist.all_reduce(message, group=pair)
+            sizes = [leaves[place].numel() for place in places]
+            for place, values in zip(places, torch.split(message, sizes), strict=True):
+                sums[place] = values.view(leaves[place].shape)
+        return sums

@@ -1,0 +1,91 @@
+"""Steps over processes: `python sharded_steps.py RANK WORLD FOLDER` takes part in all cases, and process 0 writes their
+digests. Without processes, `digests(None)`."""
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from networks import made
+from torch.utils import _pytree as pytree
+
+import ftrain
+from ftrain.parallel import ranks
+
+SHARDS = 4
+BATCH = 16
+CASES = {
+    "sgd": {"network": "linear", "optimizer": ftrain.sgd(0.1, momentum=0.9)},
+    "BatchNorm and dropout": {"network": "convnet"},
+    "transformer": {"network": "small_vit"},
+    "bfloat16": {"network": "convnet", "precision": torch.bfloat16},
+    "mixed": {"network": "convnet", "mix": ftrain.mixup(0.5, classes=5)},
+    "averaged, clipped": {
+        "network": "convnet",
+        "ema_decay": 0.9,
+        "optimizer": ftrain.chain(ftrain.clip_by_global_norm(0.01), ftrain.adamw(0.01)),
+    },
+    "accumulated": {"network": "convnet", "accumulate": 2},
+    "donated": {"network": "convnet", "donate": True},
+    "a step is skipped": {"network": "convnet", "skip_nonfinite": True},
+    "one graph": {"network": "convnet", "compile": "aot_eager"},
+}
+
+
+def batch(step, size, broken):
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(BATCH, 3, size, size, generator=generator)
+    labels = torch.randint(5, (BATCH,), generator=generator)
+    weights = torch.rand(BATCH, generator=generator)
+    if broken and step == 1:
+        images[11] = float("nan")  # in the third shard
+    return images, labels, weights
+
+
+def trained(layout, *, network, optimizer=None, compile=None, **options):
+    """The state after three steps, their metrics, and those of evaluation."""
+    module, size = made(network)
+    apply, params, buffers = ftrain.functionalize(module)
+    optimizer = optimizer or ftrain.adamw(0.01)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0, ema="ema_decay" in options)
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, reduce=layout.sum, **options)
+    if compile:
+        step = ftrain.compile_step(step, backend=compile)
+    rows, lines = layout.rows(BATCH), []
+    for number in range(3):
+        part = tuple(values[rows] for values in batch(number, size, "skip_nonfinite" in options))
+        state, metrics = step(state, part)
+        lines.append(metrics)
+    part = tuple(values[rows] for values in batch(9, size, False))
+    lines.append(ftrain.eval_step(state, part, apply=apply, reduce=layout.sum))
+    return state, lines
+
+
+def digest(tree):
+    found = hashlib.sha256()
+    for leaf in pytree.tree_leaves(tree):
+        found.update(leaf.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def digests(layout):
+    return {name: digest(trained(layout, **options)) for name, options in CASES.items()}
+
+
+def main():
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    found = digests(ranks(shards=SHARDS))
+    if rank == 0:
+        (folder / "digests.json").write_text(json.dumps(found))
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that ends in the usual way
+
+
+if __name__ == "__main__":
+    main()
