@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftrain import data, errors, losses, metrics, mix, models, optim, random, schedules, testing
+    from ftrain import data, errors, losses, metrics, mix, models, optim, parallel, random, schedules, testing
     from ftrain.compile import compile_step
     from ftrain.errors import FtrainError
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
@@ -60,7 +60,19 @@ _NAMES_IN = {
     "state": ["DonatedError", "TrainState", "averaged", "init_state", "restarted"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
-_MODULES = ["data", "errors", "losses", "metrics", "mix", "models", "optim", "random", "schedules", "testing"]
+_MODULES = [
+    "data",
+    "errors",
+    "losses",
+    "metrics",
+    "mix",
+    "models",
+    "optim",
+    "parallel",
+    "random",
+    "schedules",
+    "testing",
+]
 _MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])

@@ -66,8 +66,9 @@ def functionalize(module: torch.nn.Module, *, frozen: Collection[str] = ()) -> F
       buffers: copies of the buffers, and of the parameters that are not trained.
 
     Raises:
-      ValueError: for a lazy module, or a name in `frozen` that no parameter has; from `apply`, for a missing or
-        unexpected tensor, or a draw without a key.
+      ValueError: for a lazy module, a module that communicates with other processes by itself
+        (DistributedDataParallel, SyncBatchNorm), or a name in `frozen` that no parameter has; from `apply`, for a
+        missing or unexpected tensor, or a draw without a key.
       NotImplementedError: from `apply`, for a random operation that cannot be drawn from a key.
 
     >>> apply, params, buffers = functionalize(torch.nn.BatchNorm1d(3))
@@ -193,6 +194,14 @@ def _tensors(module: torch.nn.Module, frozen: Collection[str]) -> tuple[Tensors,
     """The module's own trained parameters, buffers and untrained parameters, each tensor under its first name."""
     if any(torch.nn.parameter.is_lazy(tensor) for tensor in module.parameters()):
         raise ValueError("the module has lazy parameters without a shape; call it once on an example first")
+    for name, child in module.named_modules():
+        if isinstance(child, torch.nn.parallel.DistributedDataParallel | torch.nn.SyncBatchNorm):
+            # Under torch.func their gradients would differ between processes without an error.
+            where = f"`{name}`" if name else "the module"
+            raise ValueError(
+                f"{where} is a {type(child).__name__}, which communicates with other processes by itself; pass the "
+                "module without it, and train over processes with `reduce`"
+            )
     parameters = dict(module.named_parameters())
     if unknown := sorted(set(frozen) - parameters.keys()):
         raise ValueError(f"`frozen` must be names of parameters of the module; it has no {', '.join(unknown)}")

@@ -141,6 +141,14 @@ def test_batch_norm_with_cumulative_average():
     torch.testing.assert_close(apply(params, buffers, batches[0], train=False)[0], module.eval()(batches[0]))
 
 
+def test_a_module_that_communicates_by_itself_is_an_error():
+    synced = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.SyncBatchNorm(2))
+    with pytest.raises(
+        ValueError, match=r"`1` is a SyncBatchNorm, which communicates .* train over processes with `re"
+    ):
+        ftrain.functionalize(synced)
+
+
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 @pytest.mark.slow
 def test_auxiliary_outputs(name):
