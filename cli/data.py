@@ -18,7 +18,8 @@ from .options import given, resolved, with_settings
 
 app = typer.Typer(help="Inspect images before training on them, and prepare them.", no_args_is_help=True)
 Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder that contains train/ and val/, or one folder per class.")
+    Path,
+    typer.Argument(metavar="DIR|TABLE", help="Folder with train/ and val/, or with one folder per class; or a table."),
 ]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that load images.")]
 
@@ -142,10 +143,16 @@ def split(
     if not 0.0 < fraction < 1.0:
         raise SettingsError(f"`fraction` must be a number > 0 and < 1; got {fraction:g}")
     note("loading ...")
+    from ftrain.data.rows import is_table
     from ftrain.data.similar import near_duplicates
     from ftrain.data.split import choose_validation, split_into_folders, unusual
     from ftrain.run.locate import parts
 
+    if is_table(folder):
+        raise SettingsError(
+            f"{shown(folder)} is a table, and only a folder of class folders can be split into folders; `ftrain fit` "
+            "splits a table itself, by its column for the split or automatically"
+        )
     found = parts(folder)
     if len(found) > 1:
         raise SettingsError(f"{shown(folder)} is split already: it contains train/ and val/")

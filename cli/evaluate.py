@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,9 @@ def evaluate(
         Path | None,
         typer.Option(
             "--data",
-            metavar="DIR",
-            help="Folder with one folder per class, or one that contains val/. Default: the run's validation images.",
+            metavar="DIR|TABLE",
+            help="Folder with one folder per class, or one that contains val/; or a table. Default: the run's "
+            "validation images.",
         ),
     ] = None,
     model: Annotated[
@@ -40,7 +42,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output folder. Default: RUN/evaluation.")] = None,
 ) -> None:
     """Evaluate a trained network: loss, top-1, top-5, precision, recall and F1 of each class, and the confusion
-    matrix."""
+    matrix. Of images that may have several labels: mAP and F1, and average precision and F1 of each class."""
     note("loading torch ...")
     from ftrain.data.skipped import skipped_line
     from ftrain.disk.durable import write_file
@@ -80,16 +82,23 @@ def evaluate(
         **metrics,
         "classes": _by_class(opened.classes, scores),
     }
-    confusion = result.confusion.numpy()
-    draw_confusion(confusion, opened.classes, target / "confusion.png")
-    write_file(target / "confusion.csv", _confusion_csv(opened.classes, confusion))
+    wrote = "metrics.json"
+    if result.confusion is not None:
+        wrote = "metrics.json, confusion.csv and confusion.png"
+        confusion = result.confusion.numpy()
+        draw_confusion(confusion, opened.classes, target / "confusion.png")
+        write_file(target / "confusion.csv", _confusion_csv(opened.classes, confusion))
     write_file(target / "metrics.json", json.dumps(document, indent=1).encode())
-    typer.echo(f"wrote metrics.json, confusion.csv and confusion.png to {shown(target)}")
+    typer.echo(f"wrote {wrote} to {shown(target)}")
 
 
-def _by_class(classes: tuple[str, ...], scores: Any) -> dict[str, dict[str, float]]:
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value  # nan is no JSON
+
+
+def _by_class(classes: tuple[str, ...], scores: Any) -> dict[str, dict[str, float | None]]:
     return {
-        name: {score: float(values[position]) for score, values in scores.items()}
+        name: {score: _or_none(float(values[position])) for score, values in scores.items()}
         for position, name in enumerate(classes)
     }
 

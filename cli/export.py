@@ -32,8 +32,9 @@ def export(
         Path | None,
         typer.Option(
             "--data",
-            metavar="DIR",
-            help="Folder whose images the exported network is checked on. Default: the run's validation images.",
+            metavar="DIR|TABLE",
+            help="Folder or table whose images the exported network is checked on. Default: the run's validation "
+            "images.",
         ),
     ] = None,
     out: Annotated[

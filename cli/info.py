@@ -40,14 +40,19 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         + ", ".join(f"{shown(str(k))} {shown(str(v))}" for k, v in config["versions"].items())
     )
     epochs = [line for line in run_folder.read_metrics(opened)[0] if line["kind"] == "epoch"]
-    best = retention.best_epoch(epochs, settings.best_by)
+    best = retention.best_epoch(epochs, opened.spec.best_by)
     if best is None:
         typer.echo("progress     no epoch is complete yet")
     else:
         typer.echo(f"progress     {len(epochs)} of {settings.epochs} epochs")
         for title, line in (("last", epochs[-1]), ("best", best)):
             typer.echo(
-                f"{title:<12} epoch {line['epoch']}: validation accuracy {line['val']['accuracy']:.1%}, loss "
-                f"{line['val']['loss']:.4f}"
+                f"{title:<12} epoch {line['epoch']}: validation {_quality(line['val'])}, loss {line['val']['loss']:.4f}"
             )
     typer.echo("checkpoints  " + (", ".join(path.name for path in checkpoint.find(opened.checkpoints)) or "none yet"))
+
+
+def _quality(val: dict[str, float]) -> str:
+    if "map" in val:
+        return f"mAP {val['map']:.1%}, F1 {val['macro_f1']:.1%}"
+    return f"accuracy {val['accuracy']:.1%}"

@@ -116,6 +116,8 @@ def _metavar(name: str) -> str | None:
         return "B,C,S,H"
     if name == "checkpoint_every":
         return "STEPS|MINUTESm"
-    if name in ("data", "train_dir", "val_dir", "out"):
+    if name in ("train_dir", "val_dir", "out"):
         return "DIR"
-    return {"model": "NAME", "weights": "NAME|FILE", "device": "DEVICE", "dataset": "NAME"}.get(name)
+    return {"data": "DIR|TABLE", "model": "NAME", "weights": "NAME|FILE", "device": "DEVICE", "dataset": "NAME"}.get(
+        name
+    )

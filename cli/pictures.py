@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ftrain.data.check import Report
 from ftrain.data.images import Images
+from ftrain.data.labels import label_names
 from ftrain.data.order import epoch_order
 from ftrain.data.pixels import train_pixels_in_epoch, train_pixels_unaugmented
 from ftrain.run.curves import save_figure
@@ -71,7 +72,7 @@ def draw_preview(images: Images, path: Path, *, rows: int = 8, epochs: int = 6) 
             cell.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
             cell.set_xticks([])
             cell.set_yticks([])
-        name = shown(images.train.classes[images.train.labels[position]])
+        name = shown(label_names(images.train.labels[position], images.train.classes))
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", parse_math=False)
     for column, cell in enumerate(axes[0]):
         cell.set_title("evaluation" if column == 0 else f"epoch {column}", fontsize=9)

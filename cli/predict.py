@@ -27,7 +27,14 @@ def predict(
         list[str],
         typer.Argument(metavar="IMAGE...", help="Image files, folders of them, or patterns such as 'new/*.jpg'."),
     ],
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Classes to show for each image. Default: 3, or if images may have several labels, all whose "
+            "probability is at least their threshold.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: image, rank, class, probability.")] = False,
     model: Annotated[
@@ -78,6 +85,8 @@ def predict(
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "rank", "class", "probability"])
         for document in documents:
+            if not document["classes"]:
+                writer.writerow([document["image"], "", "", ""])
             writer.writerows(
                 [document["image"], rank, each["class"], f"{each['probability']:.6f}"]
                 for rank, each in enumerate(document["classes"], start=1)
@@ -86,7 +95,7 @@ def predict(
     else:
         for document in documents:
             ranked = ", ".join(f"{shown(each['class'])} {each['probability']:.1%}" for each in document["classes"])
-            typer.echo(f"{shown(document['image'])}: {ranked}")
+            typer.echo(f"{shown(document['image'])}: {ranked or 'no label'}")
     for failure in failures:
         note(failure)
     if failures:

@@ -36,6 +36,7 @@ def replay(
     from rich.console import Console
     from rich.progress import Progress
 
+    from ftrain.data.labels import label_names
     from ftrain.disk import durable
     from ftrain.run import folder as run_folder
     from ftrain.run import provenance
@@ -73,8 +74,9 @@ def replay(
                     progress.update(task, description="caching decoded images")
     assert isinstance(found, Replayed)
     values = found.metrics
+    f1 = f", F1 {values['micro_f1']:.1%}" if "micro_f1" in values else ""
     typer.echo(
-        f"step {step}: loss {values['loss']:.6g}, accuracy {values['accuracy']:.1%}, gradient norm "
+        f"step {step}: loss {values['loss']:.6g}, accuracy {values['accuracy']:.1%}{f1}, gradient norm "
         f"{values['grad_norm']:.6g}, learning rate {values.get('lr', float('nan')):.6g}"
     )
     typer.echo("gradient norm by layer")
@@ -82,7 +84,7 @@ def replay(
     for layer, norm in found.gradients.items():
         typer.echo(f"  {shown(layer):<{width}}  {norm:.6g}")
     typer.echo("images of the batch")
-    labels = [images.train.classes[label] for label in found.batch.labels.tolist()]
+    labels = [label_names(label, images.train.classes) for label in found.batch.labels.numpy()]
     for name, label in zip(found.names, labels, strict=True):
         typer.echo(f"  {shown(name)}  ({shown(label)})")
     target = file or run / "replay" / f"step_{step:08d}.png"

@@ -6,7 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ftrain import data, errors, losses, metrics, mix, models, optim, parallel, random, schedules, testing
+    from ftrain import (
+        data,
+        errors,
+        losses,
+        metrics,
+        mix,
+        models,
+        multi_label,
+        optim,
+        parallel,
+        random,
+        schedules,
+        testing,
+    )
     from ftrain.compile import compile_step
     from ftrain.errors import FtrainError
     from ftrain.losses import binary_cross_entropy, cross_entropy, mean_squared_error
@@ -67,6 +80,7 @@ _MODULES = [
     "metrics",
     "mix",
     "models",
+    "multi_label",
     "optim",
     "parallel",
     "random",

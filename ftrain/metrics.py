@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ftrain import scores
 from ftrain.pytree import frozen
 
-__all__ = ["RESERVED_NAMES", "Metric", "Metrics", "check_names", "class_scores", "measure"]
+__all__ = ["RESERVED_NAMES", "Measure", "Metric", "Metrics", "check_names", "class_scores", "measure"]
 
 Metric = Callable[[Float[Tensor, "B C"], Tensor], Tensor]
+Examples = tuple[Float[Tensor, "B C"], Float[Tensor, "B C"], Float[Tensor, "B"]]  # logits, labels and weights
 
 _OF_METRICS = [
-    *("accuracy", "correct", "count", "grad_norm", "loss", "lr", "macro_accuracy", "nonfinite", "steps", "top5")
+    *("accuracy", "correct", "count", "grad_norm", "loss", "lr", "macro_accuracy", "nonfinite", "steps", "top5"),
+    *("macro_f1", "map", "micro_f1"),
 ]
 _OF_LOG_LINES = ["epoch", "images_per_second", "kind", "left_out", "seconds", "step", "train", "val"]  # metrics.jsonl
 RESERVED_NAMES = frozenset([*_OF_METRICS, *_OF_LOG_LINES])
@@ -36,6 +40,8 @@ class Metrics:
       per_example: further sums over examples: top5, and your own metrics.
       per_step: sums over training steps: steps, lr, grad_norm.
       per_class: in evaluation, sums over the examples of each class, [C]: correct, count.
+      per_label: if examples may have several labels, sums over all labels of all examples: hits, predicted, actual.
+      examples: in evaluation, if examples may have several labels, those of each batch: logits, labels and weights.
 
     >>> logits, labels = torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1])
     >>> batch = measure(logits, labels, losses=torch.tensor([0.5, 1.5]), weights=torch.ones(2))
@@ -50,6 +56,8 @@ class Metrics:
     per_example: dict[str, Float[Tensor, ""]]
     per_step: dict[str, Float[Tensor, ""]]
     per_class: dict[str, Float[Tensor, "C"]] = attrs.field(factory=dict)
+    per_label: dict[str, Float[Tensor, ""]] = attrs.field(factory=dict)
+    examples: tuple[Examples, ...] = ()
 
     def __add__(self, other: Metrics) -> Metrics:
         """The metrics of both together. They must hold the same sums.
@@ -58,7 +66,7 @@ class Metrics:
           ValueError: if one is of training and the other of evaluation, or if their numbers of classes or their own
             metrics differ.
         """
-        ours, theirs = ({*each.per_example, *each.per_step, *each.per_class} for each in (self, other))
+        ours, theirs = ({*each.per_example, *each.per_step, *each.per_class, *each.per_label} for each in (self, other))
         if ours != theirs:
             raise ValueError(f"only metrics with the same sums can be added; got {sorted(ours)} and {sorted(theirs)}")
         return Metrics(
@@ -69,13 +77,20 @@ class Metrics:
             per_example={name: value + other.per_example[name] for name, value in self.per_example.items()},
             per_step={name: value + other.per_step[name] for name, value in self.per_step.items()},
             per_class={name: value + other.per_class[name] for name, value in self.per_class.items()},
+            per_label={name: value + other.per_label[name] for name, value in self.per_label.items()},
+            examples=self.examples + other.examples,
         )
 
     def compute(self) -> dict[str, float]:
         """Python floats: means over the examples (loss, accuracy, top5 and your own metrics), over the training steps
         (lr, grad_norm) and, in evaluation, over the classes that have examples (macro_accuracy, the mean of their
-        accuracies), and the totals count and nonfinite. Reads the device once. A mean over nothing is nan."""
+        accuracies), and the totals count and nonfinite. Reads the device once. A mean over nothing is nan.
+
+        If examples may have several labels, accuracy is the fraction of those all of whose labels are right, and there
+        is micro_f1, the F1 of all labels together; in evaluation both are at the best thresholds instead of 0.5, and
+        map (mean average precision) and macro_f1 are added, as `ftrain.multi_label.summary` computes them."""
         macro = {"macro_accuracy": _macro_accuracy(**self.per_class)} if self.per_class else {}
+        macro |= {"micro_f1": _f1(**self.per_label)} if self.per_label else {}
         names = ["loss", "accuracy", "count", "nonfinite", *self.per_example, *self.per_step, *macro]
         sums = [
             self.loss,
@@ -92,7 +107,41 @@ class Metrics:
             values[name] = values[name] / values["count"] if values["count"] else float("nan")
         for name in self.per_step.keys() - {"steps"}:
             values[name] = values[name] / steps if steps else float("nan")
+        if self.examples and values["count"]:
+            logits, labels, weights = self.gathered()
+            values |= scores.summary(logits, labels, weights, self.best_thresholds())
         return values
+
+    def best_thresholds(self) -> list[float]:
+        """In evaluation, if examples may have several labels: for each class the threshold of its probability at which
+        F1 is the largest, as `ftrain.multi_label.best_thresholds` finds it."""
+        thresholds: list[float] = scores.best_thresholds(*self.gathered()).tolist()
+        return thresholds
+
+    def gathered(self) -> Examples:
+        """The logits, labels and weights of all examples with a weight above 0, on the CPU, where `examples` has
+        them."""
+        logits, labels, weights = (
+            torch.cat([part.cpu() for part in parts]) for parts in zip(*self.examples, strict=True)
+        )
+        counted = weights > 0
+        return logits[counted], labels[counted], weights[counted]
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """A function to the metrics of a batch: `measure`, or `ftrain.multi_label.measure`."""
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        losses: Tensor,
+        weights: Tensor,
+        metrics: Mapping[str, Metric] | None = None,
+        *,
+        by_class: bool = False,
+    ) -> Metrics: ...
 
 
 def measure(
@@ -126,19 +175,16 @@ def measure(
     accumulation_dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     label = labels.argmax(dim=-1) if labels.ndim > 1 else labels
     rank = _rank(logits, label)
-    weights = weights.to(accumulation_dtype)
-
-    def total(values: Tensor) -> Tensor:
-        return torch.where(weights > 0, values, 0.0).to(accumulation_dtype).mul(weights).sum()
+    own_weights, weights = weights, weights.to(accumulation_dtype)
 
     def hits(places: int) -> Tensor:
         return ((rank < places).to(accumulation_dtype) * weights).sum()
 
     check_names(metrics or ())
-    loss = total(losses)
+    loss = total(losses, own_weights)
     per_example = {"top5": hits(5)} if logits.shape[-1] > 5 else {}
     for name, metric in (metrics or {}).items():
-        per_example[name] = total(_values(name, metric, logits, labels))
+        per_example[name] = total(values_of(name, metric, logits, labels), own_weights)
     return Metrics(
         loss=loss,
         correct=hits(1),
@@ -148,6 +194,13 @@ def measure(
         per_step={},
         per_class=_by_class(rank < 1, label, weights, logits.shape[-1]) if by_class else {},
     )
+
+
+def total(values: Tensor, weights: Tensor) -> Float[Tensor, ""]:
+    """The sum of values [B], each times its example's weight, without those whose weight is 0, even if they are nan."""
+    dtype = torch.float32 if values.device.type == "mps" else torch.float64
+    weights = weights.to(dtype)
+    return torch.where(weights > 0, values, 0.0).to(dtype).mul(weights).sum()
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -180,7 +233,16 @@ def _macro_accuracy(correct: Tensor, count: Tensor) -> Tensor:
     return torch.where(found, correct / torch.where(found, count, 1.0), 0.0).sum() / found.sum()
 
 
-def _values(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+def _f1(hits: Tensor, predicted: Tensor, actual: Tensor) -> Tensor:
+    return 2.0 * hits / (predicted + actual).clamp_min(torch.finfo(hits.dtype).tiny)
+
+
+def values_of(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+    """What a metric says of each example.
+
+    Raises:
+      ValueError: if it does not return one value per example.
+    """
     values = metric(logits, labels)
     if values.shape != logits.shape[:1]:
         raise ValueError(

@@ -24,7 +24,8 @@ class Mix(Protocol):
     Args:
       key: determines the mixing.
       images: in any range.
-      labels: class numbers in [0, classes), or probabilities that sum to one over the classes.
+      labels: class numbers in [0, classes); or probabilities over the classes, which sum to one, or if an example may
+        have several labels, are 1 for each class that applies.
       weights: how much each example counts. An example whose partner has weight 0 (is ignored) is not changed.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +13,8 @@ from torch import Tensor
 import ftrain.random
 from ftrain.checks import check_apply, unpack_batch
 from ftrain.losses import Loss, cross_entropy
-from ftrain.metrics import Metric, Metrics, measure
+from ftrain.metrics import Measure, Metric, Metrics
+from ftrain.metrics import measure as measure_one_label
 from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, apply_update, global_norm
@@ -64,6 +66,7 @@ def train_step(
     augment: Augment | None = None,
     mix: Mix | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    measure: Measure = measure_one_label,
     precision: torch.dtype = torch.float32,
     accumulate: int = 1,
     reduce: Reduce | None = None,
@@ -89,6 +92,8 @@ def train_step(
         mixed examples, whose label is the most probable class.
       metrics: your own, by name: `(logits [B, C], labels) -> [B]`, with the same labels as `loss` (probabilities
         [B, C] after mixing). Their weighted means are reported by `Metrics.compute` under their names.
+      measure: how the batch is measured: `ftrain.metrics.measure`, or `ftrain.multi_label.measure` if examples may have
+        several labels.
       precision: torch.float32, or torch.bfloat16 to run the network under autocast. Parameters and loss stay float32.
       accumulate: into how many equal parts the batch is split for the forward and backward passes, which then run one
         after the other and need less memory. The update is that of the whole batch, except that BatchNorm sees the
@@ -138,7 +143,7 @@ def train_step(
             inputs = _augmented(augment, ftrain.random.fold_in(key, AUGMENT_DRAW), inputs)
         if mix is not None:
             inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
-        loss_fn = _loss_fn(apply, loss, metrics, precision, total_weight)
+        loss_fn = _loss_fn(apply, loss, functools.partial(measure, metrics=metrics), precision, total_weight)
         return _gradients(loss_fn, state, key, (inputs, labels, weights), accumulate)
 
     examples = (inputs, labels, weights)
@@ -168,6 +173,7 @@ def eval_step(
     apply: Apply,
     loss: Loss = cross_entropy,
     metrics: Mapping[str, Metric] | None = None,
+    measure: Measure = measure_one_label,
     precision: torch.dtype = torch.float32,
     reduce: Reduce | None = None,
 ) -> Metrics:
@@ -188,7 +194,10 @@ def eval_step(
     _check_shards(len(examples[2]), reduce)
     if reduce is None or reduce.shards == 1:
         return metrics_of(examples)
-    return reduce([metrics_of(part) for part in _chunks(examples, len(reduce.own))])
+    parts = [metrics_of(part) for part in _chunks(examples, len(reduce.own))]
+    if any(part.examples for part in parts):
+        raise ValueError("`reduce` cannot add metrics that keep the examples; evaluate several labels in one process")
+    return reduce(parts)
 
 
 def predict_step(
@@ -244,7 +253,7 @@ def _augmented(augment: Augment, key: Tensor, images: Any) -> Tensor:
 
 
 def _loss_fn(
-    apply: Apply, loss: Loss, metrics: Mapping[str, Metric] | None, precision: torch.dtype, total_weight: Tensor
+    apply: Apply, loss: Loss, measure: Callable[..., Metrics], precision: torch.dtype, total_weight: Tensor
 ) -> LossFn:
     """What is differentiated: the contribution of some examples to the weighted mean of the loss over the batch, whose
     weights sum to `total_weight`."""
@@ -260,7 +269,7 @@ def _loss_fn(
         total = _weighted_mean(losses, weights, total_weight)
         for other_logits in auxiliary:
             total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(other_logits, labels), weights, total_weight)
-        return total, (measure(logits, labels, losses, weights, metrics), buffers)
+        return total, (measure(logits, labels, losses, weights), buffers)
 
     return loss_fn
 
@@ -343,6 +352,7 @@ def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step
         nonfinite=torch.maximum(metrics.nonfinite.clamp_max(1.0), (~torch.isfinite(norm)).to(dtype)),
         per_example=metrics.per_example,
         per_step=sums,
+        per_label=metrics.per_label,
     )
 
 

@@ -12,6 +12,7 @@ from ftrain.data.index import Index
 from ftrain.data.pixels import image_pixels
 from ftrain.data.sample import sample_folder
 from ftrain.data.source import Source
+from ftrain.data.table import from_table
 from ftrain.data.torchvision_datasets import by_name
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "by_name",
     "from_arrays",
     "from_dataset",
+    "from_table",
     "image_pixels",
     "load",
     "on_device",

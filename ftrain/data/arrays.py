@@ -14,6 +14,7 @@ from torch import Tensor
 from ftrain.data.classes import class_names
 from ftrain.data.convert import named
 from ftrain.data.fingerprint import digest_of
+from ftrain.data.labels import Labels
 from ftrain.text import shown
 
 _CHUNK = 256  # images that are hashed at once
@@ -27,7 +28,7 @@ class Arrays:
       name: of the source, in messages.
       classes: the names of the classes. A label is a position in this tuple.
       images: uint8 [N, H, W, 3], or [N, H, W] for grey images.
-      labels: int64 [N].
+      labels: int64 [N], or uint8 [N, C] of 0 and 1 if an image may have several labels.
       fingerprint: a SHA-256 over the shape, the classes, the labels and all pixels, in hexadecimal.
 
     >>> from_arrays(np.zeros((2, 8, 8, 3), np.uint8), [0, 1]).images.shape
@@ -37,7 +38,7 @@ class Arrays:
     name: str
     classes: tuple[str, ...]
     images: npt.NDArray[np.uint8] = attrs.field(repr=False)
-    labels: npt.NDArray[np.int64] = attrs.field(repr=False)
+    labels: Labels = attrs.field(repr=False)
     fingerprint: str
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ def from_arrays(
 
     Args:
       images: uint8 [N, H, W, 3] or [N, 3, H, W], or [N, H, W] for grey images.
-      labels: integers from 0 on, [N].
+      labels: integers from 0 on, [N]; or if an image may have several labels, 0 or 1 for each class, [N, C].
       classes: the names of the classes, by label; for validation data, those of the training data. None names them "0",
         "1" and so on up to the largest label, and then every one of these labels must occur.
       name: of the source, in messages.
@@ -78,17 +79,34 @@ def from_arrays(
     """
     pixels = _channels_last(images, name)
     numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+    multi_label = numbers.ndim == 2 and numbers.shape[1] > 1
+    if multi_label:
+        numbers = _zeros_and_ones(numbers, name)
+    elif numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise ValueError(
             f"labels must be integers of shape [N], got {numbers.dtype} {list(numbers.shape)} for {shown(name)}"
         )
     if len(numbers) != len(pixels):
         raise ValueError(f"every image needs one label, got {len(pixels)} images and {len(numbers)} labels")
-    known, whole = class_names(numbers, classes, name), numbers.astype(np.int64)
+    if multi_label:
+        known, whole = class_names(np.arange(numbers.shape[1]), classes, name), numbers
+        if len(known) != numbers.shape[1]:
+            raise ValueError(f"{shown(name)} has labels for {numbers.shape[1]} classes, but there are {len(known)}")
+    else:
+        known, whole = class_names(numbers, classes, name), numbers.astype(np.int64)
     digest = digest_of(list(pixels.shape), known, whole)
     for first in range(0, len(pixels), _CHUNK):
         digest.update(np.ascontiguousarray(pixels[first : first + _CHUNK]))
     return Arrays(name, known, pixels, whole, digest.hexdigest())
+
+
+def _zeros_and_ones(labels: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint8]:
+    if labels.dtype.kind not in "biuf" or 0 in labels.shape or not np.isin(labels, (0, 1)).all():
+        raise ValueError(
+            f"labels of shape [N, C] must be 0 or 1, whether each class applies; got {labels.dtype} "
+            f"{list(labels.shape)} with other values, or without any, for {shown(name)}"
+        )
+    return labels.astype(np.uint8)
 
 
 def _channels_last(images: npt.NDArray[Any] | Tensor, name: str) -> npt.NDArray[np.uint8]:

@@ -14,19 +14,22 @@ from torch import Tensor
 from ftrain.data.arrays import from_arrays
 from ftrain.data.datasets import from_dataset
 from ftrain.data.folders import scan
+from ftrain.data.rows import is_table
 from ftrain.data.source import Source
+from ftrain.data.table import from_table
 from ftrain.text import shown
 
 _ATTRIBUTES = ("name", "classes", "labels", "fingerprint", "__len__", "open", "image_name")  # of a Source
 
 
 def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "data") -> Source:
-    """A source from a folder, a pair of arrays, a data set, or a source.
+    """A source from a folder, a table, a pair of arrays, a data set, or a source.
 
     Args:
       data: one of
         - a `Source`, which is returned unchanged;
         - the path of a folder with one folder of images per class, as for `scan`;
+        - the path of a table (.csv, .tsv, .jsonl or .parquet) without a column for the split, as for `from_table`;
         - a pair (images, labels) of arrays or tensors, as for `from_arrays`;
         - an indexable data set of (image, label), as for `from_dataset`.
       classes: the names of the classes, by label; for validation data, those of the training data.
@@ -50,6 +53,8 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "d
             )
         return source
     if isinstance(data, str | os.PathLike):
+        if is_table(data):
+            return from_table(Path(data), classes=classes)
         return scan(Path(data), classes=classes)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], np.ndarray | Tensor):
         return from_arrays(data[0], data[1], classes=classes, name=name)
@@ -60,8 +65,8 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "d
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping | bytes):
         return from_dataset(data, classes=classes, name=name)
     raise ValueError(
-        f"{shown(name)} must be a folder, a pair (images, labels) of arrays, an indexable data set of (image, label), "
-        f"or a source; got {type(data).__name__}"
+        f"{shown(name)} must be a folder, a table, a pair (images, labels) of arrays, an indexable data set of (image, "
+        f"label), or a source; got {type(data).__name__}"
     )
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ftrain.data.augment import example_draws
 from ftrain.data.images import Images, Job
+from ftrain.data.labels import is_multi_label
 from ftrain.data.order import train_examples
 from ftrain.data.pixels import train_pixels, val_pixels
 from ftrain.data.workers import run_jobs, shared_zeros
@@ -23,8 +24,8 @@ class ImageBatch(NamedTuple):
 
     Attributes:
       images: uint8 [B, 3, S, S].
-      labels: int64 [B].
-      weights: float32 [B], 1 for an example, and 0 for padding and skipped images.
+      labels: int64 [B], or float32 [B, C] of 0 and 1 if an image may have several labels.
+      weights: float32 [B], 1 for an example or what its source says, and 0 for padding and skipped images.
       indices: the positions of the examples in the source, int64 [B].
       skipped: why an image was skipped, by its position in the source.
 
@@ -84,7 +85,7 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     shape = (size, 3, images.image_size, images.image_size)
     # A worker process writes straight into shared memory, so that handing over the batch copies nothing.
     pixels = torch.zeros(shape, dtype=torch.uint8) if get_worker_info() is None else shared_zeros(*shape)
-    weights = torch.zeros(size)
+    weights, own_weights = torch.zeros(size), getattr(source, "weights", None)
     skipped: dict[int, str] = {}
     for row, position in enumerate(indices.tolist()):
         try:
@@ -97,11 +98,13 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
             pixels[row] = torch.tensor(images.augmentation.fill, dtype=torch.uint8)[:, None, None]
         else:
             pixels[row] = example
-            weights[row] = 1.0
+            weights[row] = 1.0 if own_weights is None else float(own_weights[position])
     padding = (0, size - len(indices))
+    labels = source.labels[indices]
+    labels = np.pad(labels.astype(np.float32), (padding, (0, 0))) if is_multi_label(labels) else np.pad(labels, padding)
     return ImageBatch(
         images=pixels,
-        labels=torch.from_numpy(np.pad(source.labels[indices], padding)),
+        labels=torch.from_numpy(labels),
         weights=weights,
         indices=torch.from_numpy(np.pad(indices, padding)),
         skipped=skipped,

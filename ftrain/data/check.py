@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ftrain.data.decode import read_image
 from ftrain.data.index import Index
+from ftrain.data.labels import images_of_class, label_names
 from ftrain.data.workers import run_jobs
 from ftrain.errors import DataError
 from ftrain.text import shown
@@ -28,7 +29,7 @@ class CheckedImage(NamedTuple):
 
     Attributes:
       split: such as train or val.
-      label: the name of its class.
+      label: the name of its class; of several labels, all names.
       path: of its file.
     """
 
@@ -94,7 +95,8 @@ def check(splits: Mapping[str, Index], *, workers: int) -> Generator[int, None, 
         chunks = (range(first, min(first + CHUNK, len(index))) for first in range(0, len(index), CHUNK))
         for positions, found in run_jobs(_Reader(index), chunks, workers=workers):
             for position, (digest, size, cause) in zip(positions, found, strict=True):
-                image = CheckedImage(split, index.classes[index.labels[position]], index.image_name(position))
+                label = label_names(index.labels[position], index.classes)
+                image = CheckedImage(split, label, index.image_name(position))
                 if cause is not None:
                     bad_images.append((image, cause))
                 else:
@@ -131,8 +133,7 @@ def _images(count: int) -> str:
 
 
 def _counts(index: Index) -> dict[str, int]:
-    counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
-    return dict(zip(index.classes, counts, strict=True))
+    return dict(zip(index.classes, images_of_class(index.labels, len(index.classes)), strict=True))
 
 
 class _Reader(Dataset[Any]):

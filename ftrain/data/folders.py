@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ftrain.data import heif
+from ftrain.data.columns import is_table_of_labels
 from ftrain.data.index import Index, fingerprint_of
+from ftrain.data.rows import is_table
 from ftrain.data.skipped import described, kind_of
 from ftrain.errors import DataError
 from ftrain.text import listed, shown
@@ -111,7 +113,7 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skippe
     if classes is None and len(names) == 1:
         raise DataError(
             f"only one class folder in {shown(root)}: {listed(names)}; a classifier needs at least two. Put the "
-            "images of each class in a folder of its own"
+            f"images of each class in a folder of its own{_table_instead(root)}"
         )
     known = tuple(os.fsdecode(name) for name in labels_of)
     lengths = np.frombuffer(sizes, dtype=np.int64)
@@ -216,11 +218,20 @@ def _no_class_folders(root: Path, stray: int) -> str:
         images = "1 image" if stray == 1 else f"{stray} images"
         return (
             f"{found}, but {images} directly in it. There must be one folder per class: move the images of each class "
-            "to a folder that is named after it"
+            f"to a folder that is named after it{_table_instead(root)}"
         )
     return (
         f"{found}; expected one folder of images per class, named after the class. Create them or choose another folder"
     )
+
+
+def _table_instead(root: Path) -> str:
+    """What to do if a table of labels lies in a folder or beside it."""
+    for folder in (root, root.parent if root.name not in ("", "..") else root / ".."):
+        for path in sorted(folder.iterdir()):
+            if is_table(path) and path.is_file() and is_table_of_labels(path):
+                return f"; or train on the labels in {shown(path.name)}: `data={shown(path)}`"
+    return ""
 
 
 def _instead(skipped: Mapping[str, int]) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from ftrain.data.labels import Labels
 
 
 class Source(Protocol):
     """Labelled images, by their positions from 0 on.
 
     `scan`, `from_arrays`, `from_dataset` and `by_name` make sources. Any object with these attributes is one too. It
-    must be possible to pickle it where worker processes are not forked.
+    must be possible to pickle it where worker processes are not forked. If it has an attribute `weights`, float32 [N],
+    its images count that much.
 
+    >>> import numpy as np
     >>> from ftrain.data import from_arrays
     >>> source: Source = from_arrays(np.zeros((2, 8, 8), np.uint8), [0, 1], name="mine")
     >>> len(source), source.image_name(1), source.open(1).size
@@ -30,8 +32,8 @@ class Source(Protocol):
         """The names of the classes. A label is a position in this tuple."""
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """The label of each image, int64 [N]."""
+    def labels(self) -> Labels:
+        """The label of each image, int64 [N]; or uint8 [N, C] of 0 and 1, if an image may have several labels."""
 
     @property
     def fingerprint(self) -> str:

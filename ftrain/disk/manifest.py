@@ -56,8 +56,10 @@ def read(folder: Path) -> dict[str, Any]:
             raise ValueError(f"it belongs to step {manifest['step']!r}")
         if "val" in manifest:
             float(manifest["val"]["accuracy"])
-            float(manifest["val"].get("loss", 0.0))
-            float(manifest["val"].get("macro_accuracy", 0.0))
+            for name in ("loss", "macro_accuracy", "map"):
+                float(manifest["val"].get(name, 0.0))
+        if "thresholds" in manifest:
+            [float(each) for each in manifest["thresholds"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise reading_error(path, error) from error
     return manifest

@@ -91,9 +91,9 @@ def fit(
     Args:
       model: a name of `ftrain models`, FILE.py:FUNCTION, or a `torch.nn.Module` for float images [B, 3, S, S] with
         logits [B, C], whose parameters are where training starts. The module itself is not changed.
-      data: a folder that contains train/ and val/; a folder of class folders, which is split automatically; or a pair
-        of training and validation images, each a folder of class folders, a pair (images, labels) of arrays, an
-        indexable data set of (image, label), or a `Source`.
+      data: a folder that contains train/ and val/; a folder of class folders, which is split automatically; a table
+        of images and labels; or a pair of training and validation images, each a folder of class folders, a table, a
+        pair (images, labels) of arrays, an indexable data set of (image, label), or a `Source`.
       loss: a name, or a function (logits [B, C], labels [B]) -> [B].
       metrics: by name, functions (logits [B, C], labels [B]) -> [B], averaged over the examples beside loss and
         accuracy.
@@ -288,7 +288,7 @@ def _sources(data: Any) -> tuple[Source, Source] | None:
         return None
     if not (isinstance(data, Sequence) and len(data) == 2):
         raise SettingsError(
-            "`data` must be a folder, or a pair of training and validation images; got "
+            "`data` must be a folder, a table, or a pair of training and validation images; got "
             f"{type(data).__name__}{f' of length {len(data)}' if isinstance(data, Sequence) else ''}"
         )
     train = as_usage(as_source, data[0], name="train")

@@ -17,7 +17,7 @@ from ftrain.module import Apply, Tensors, functionalize, to_module
 from ftrain.run.custom import Custom
 from ftrain.run.network import make_module, placed
 from ftrain.run.spec import RunSpec
-from ftrain.run.stages import LOSSES, Stage, make_stages
+from ftrain.run.stages import Stage, loss_of, make_stages, measure_of
 from ftrain.state import TrainState, init_state, restarted
 from ftrain.steps import Batch, eval_step, predict_step
 
@@ -82,7 +82,12 @@ class Program:
     def eval_step(self) -> Callable[[TrainState, Batch], Metrics]:
         """The metrics of a batch in evaluation mode."""
         step = functools.partial(
-            eval_step, apply=self.apply, loss=self.loss, metrics=self.custom.metrics, precision=self.spec.dtype
+            eval_step,
+            apply=self.apply,
+            loss=self.loss,
+            metrics=self.custom.metrics,
+            measure=measure_of(self.spec),
+            precision=self.spec.dtype,
         )
         return compile_step(step) if self.spec.compile else step
 
@@ -94,7 +99,7 @@ class Program:
     @property
     def loss(self) -> Loss:
         """The loss that evaluation reports: that of training without label smoothing."""
-        return self.custom.loss or LOSSES[self.spec.loss]
+        return self.custom.loss or loss_of(self.spec)
 
 
 def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = True) -> Program:

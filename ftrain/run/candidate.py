@@ -21,6 +21,7 @@ from ftrain.data.batches import load
 from ftrain.data.cache import available_memory
 from ftrain.data.device import on_device
 from ftrain.data.images import Images
+from ftrain.data.labels import Labels
 from ftrain.data.source import Source
 from ftrain.run import kernels
 from ftrain.run.build import build
@@ -156,6 +157,8 @@ def random_batch(spec: RunSpec) -> tuple[Tensor, Tensor, Tensor]:
     shape = (spec.batch_size, 3, spec.image_size, spec.image_size)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(len(spec.classes), shape[:1], generator=generator)
+    if spec.is_multi_label:
+        labels = torch.eye(len(spec.classes))[labels]
     return images.to(spec.device), labels.to(spec.device), torch.ones(shape[:1], device=spec.device)
 
 
@@ -200,7 +203,7 @@ class Sample:
         return self.source.classes
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
+    def labels(self) -> Labels:
         return self.source.labels[self.positions]
 
     @property

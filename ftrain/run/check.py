@@ -47,6 +47,8 @@ def _check_custom(program: Program) -> None:
     classes, size = len(spec.classes), spec.image_size
     images = torch.zeros((2, 3, size, size), dtype=torch.uint8, device=spec.device)
     labels = torch.zeros(2, dtype=torch.int64, device=spec.device)
+    if spec.is_multi_label:
+        labels = torch.zeros(2, classes, device=spec.device)
     key = ftrain.random.key(0, device=spec.device)
     params, buffers = program.initial_tensors()
     if custom.augment is not None:

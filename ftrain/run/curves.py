@@ -17,6 +17,8 @@ from ftrain.run import folder as run_folder
 from ftrain.run.folder import RunFolder
 from ftrain.text import shown
 
+TITLES = {"micro_f1": "F1 of all labels", "map": "mean average precision"}
+
 
 def draw_curves(run: RunFolder) -> None:
     """Writes curves.png into the run's folder, from its metrics.jsonl so far."""
@@ -24,20 +26,22 @@ def draw_curves(run: RunFolder) -> None:
     steps = [line for line in lines if line["kind"] == "step"]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     middles = middle_steps(steps)
+    quality = "micro_f1" if any("micro_f1" in line for line in steps) else "accuracy"
     own = [name for name in (epochs[-1]["val"] if epochs else {}) if name not in RESERVED_NAMES]
+    own += ["map"] if epochs and "map" in epochs[-1]["val"] else []
     figure = Figure(figsize=(4 * (3 + len(own)), 3.6), layout="constrained")
     loss, accuracy, *own_axes, rate = figure.subplots(1, 3 + len(own))
-    for axes, name in ((loss, "loss"), (accuracy, "accuracy"), *zip(own_axes, own, strict=True)):
-        axes.plot(middles, [line[name] for line in steps], color="0.75", lw=1, label="train, logged")
+    for axes, name in ((loss, "loss"), (accuracy, quality), *zip(own_axes, own, strict=True)):
+        axes.plot(middles, [line.get(name, float("nan")) for line in steps], color="0.75", lw=1, label="train, logged")
         for split, label in (("train", "train, epoch"), ("val", "validation")):
             axes.plot(
                 [line["step"] for line in epochs],
-                [line[split][name] for line in epochs],
+                [line[split].get(name, float("nan")) for line in epochs],
                 "o-",
                 ms=3,
                 label=label,
             )
-        axes.set(title=name, xlabel="step")
+        axes.set(title=TITLES.get(name, name), xlabel="step")
         axes.grid(alpha=0.3)
     loss.legend()
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))

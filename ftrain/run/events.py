@@ -112,6 +112,7 @@ class EpochEnded:
       skipped: bad images skipped in the run so far.
       best_epoch: the best epoch so far by the setting `best_by`, the first of several.
       best_accuracy: its validation accuracy.
+      best_val: all of its validation metrics.
     """
 
     epoch: int
@@ -121,6 +122,7 @@ class EpochEnded:
     checkpoint: Path
     best_epoch: int
     best_accuracy: float
+    best_val: dict[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen

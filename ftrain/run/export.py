@@ -68,6 +68,8 @@ def export(restored: Restored, images: Images, kind: Format, target: Path) -> tu
     expected = program.predict_step(state, samples)
     facts = {
         "model": spec.model,
+        "task": spec.task,
+        **_about_labels(restored),
         "classes": json.dumps(spec.classes),
         "mean": json.dumps(spec.mean),
         "std": json.dumps(spec.std),
@@ -92,6 +94,16 @@ def export(restored: Restored, images: Images, kind: Format, target: Path) -> tu
                 f"images, so {shown(target)} was not written; try another format: {', '.join(FORMATS)}"
             )
     return len(samples), difference
+
+
+def _about_labels(restored: Restored) -> dict[str, str]:
+    """How the logits are to be read if images may have several labels."""
+    if not restored.thresholds:
+        return {}
+    return {
+        "thresholds": json.dumps(restored.thresholds),
+        "output": "logits [batch, classes]; a class applies where sigmoid(logit) is at least its threshold",
+    }
 
 
 def _samples(images: Images) -> Tensor:

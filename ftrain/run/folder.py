@@ -62,11 +62,13 @@ class RunFolder:
     @property
     def spec(self) -> RunSpec:
         """The spec of the run."""
-        counts = self.config["data"]["train"]["classes"]
+        train = self.config["data"]["train"]
+        counts = train["classes"]
         return RunSpec.of(
             self.settings,
             classes=self.classes,
             class_counts=tuple(int(counts[name]["images"]) for name in self.classes),
+            train_examples=int(train["images"]),
             compile_because=str(self.config.get("kernels", {}).get("compile_because", "")),
         )
 

@@ -15,23 +15,27 @@ import torch
 from torch import Tensor
 
 import ftrain.random
+from ftrain import multi_label
 from ftrain.data.batches import load
 from ftrain.data.device import on_device
 from ftrain.data.images import Images
 from ftrain.data.pixels import image_pixels
-from ftrain.disk import checkpoint
+from ftrain.disk import checkpoint, manifest
 from ftrain.errors import CheckpointError, DataError
-from ftrain.metrics import class_scores, measure
+from ftrain.metrics import class_scores
 from ftrain.run import kernels, retention
 from ftrain.run.build import Program, build
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.folder import RunFolder
 from ftrain.run.spec import RunSpec
+from ftrain.run.stages import measure_of
 from ftrain.state import TrainState
 from ftrain.text import shown
 
 Ranking = list[tuple[str, float]]  # classes and their probabilities, the most probable first
+DEFAULT_TOP = 3
+UNKNOWN_THRESHOLD = 0.5  # before the first evaluation
 
 
 @attrs.frozen(eq=False)
@@ -40,19 +44,19 @@ class Evaluation:
 
     Attributes:
       metrics: loss (nats), accuracy, macro_accuracy (the mean over the classes), top5 (of more than five classes),
-        count, and the caller's own.
-      confusion: int64 [C, C], how many images of each label (row) got each prediction (column).
+        count, and the caller's own. If images may have several labels: map, macro_f1 and micro_f1, and accuracy is the
+        fraction of images all of whose labels are right.
+      confusion: int64 [C, C], how many images of each label (row) got each prediction (column); None if images may have
+        several labels.
       skipped: why images were skipped.
+      class_scores: precision, recall, f1 and number of images of each class, float64 [C] each; if images may have
+        several labels, also ap (average precision) and threshold.
     """
 
     metrics: dict[str, float]
-    confusion: Tensor
+    confusion: Tensor | None
     skipped: tuple[str, ...]
-
-    @property
-    def class_scores(self) -> dict[str, Tensor]:
-        """Precision, recall, f1 and number of images of each class, float64 [C] each."""
-        return class_scores(self.confusion)
+    class_scores: dict[str, Tensor]
 
 
 class Restored(NamedTuple):
@@ -62,12 +66,15 @@ class Restored(NamedTuple):
       state: parameters and buffers of the network, or their averages if the run has any; without optimizer state.
       checkpoint: the folder that it was read from.
       damaged: why better or later checkpoints could not be read.
+      thresholds: if images may have several labels, the probability of each class from which on it applies: the best
+        on the validation images of the last epoch that had ended.
     """
 
     program: Program
     state: TrainState
     checkpoint: Path
     damaged: tuple[str, ...]
+    thresholds: tuple[float, ...] = ()
 
 
 def candidates(run: RunFolder, *, last: bool = False) -> list[Path]:
@@ -79,7 +86,7 @@ def candidates(run: RunFolder, *, last: bool = False) -> list[Path]:
     found = checkpoint.find(run.checkpoints)
     if not found:
         raise CheckpointError(f"{shown(run.path)} has no checkpoint yet")
-    return found[::-1] if last else retention.best_first(found, run.settings.best_by)
+    return found[::-1] if last else retention.best_first(found, run.spec.best_by)
 
 
 def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last: bool = False) -> Restored:
@@ -98,7 +105,8 @@ def restore(run: RunFolder, spec: RunSpec, custom: Custom | None = None, *, last
         opt_state={},
         key=ftrain.random.key(spec.seed, device=spec.device),
     )
-    return Restored(program, state, loaded.folder, tuple(loaded.damaged.values()))
+    thresholds = _thresholds(run, spec, loaded.folder) if spec.is_multi_label else ()
+    return Restored(program, state, loaded.folder, tuple(loaded.damaged.values()), thresholds)
 
 
 def evaluation(restored: Restored, images: Images, *, workers: int | None = None) -> Generator[int, None, Evaluation]:
@@ -121,20 +129,30 @@ def evaluation(restored: Restored, images: Images, *, workers: int | None = None
             with kernels.using(spec):
                 logits = program.predict_step(state, inputs)
             losses = program.loss(logits, labels)
-            parts.append(measure(logits, labels, losses, weights, program.custom.metrics, by_class=True))
-            cells = labels * classes + logits.argmax(dim=-1)
-            confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
+            measured = measure_of(spec)(logits, labels, losses, weights, program.custom.metrics, by_class=True)
+            parts.append(measured)
+            if not spec.is_multi_label:
+                cells = labels * classes + logits.argmax(dim=-1)
+                confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
             skipped.extend(on_host.skipped.values())
             yield done
     total = functools.reduce(operator.add, parts)
-    return Evaluation(total.compute(), confusion.reshape(classes, classes).cpu(), tuple(skipped))
+    metrics = total.compute()
+    if not spec.is_multi_label:
+        counts = confusion.reshape(classes, classes).cpu()
+        return Evaluation(metrics, counts, tuple(skipped), class_scores(counts))
+    logits, labels, weights = total.gathered()
+    metrics |= multi_label.summary(logits, labels, weights, restored.thresholds)
+    by_class = multi_label.label_scores(logits, labels, weights, restored.thresholds)
+    return Evaluation(metrics, None, tuple(skipped), by_class)
 
 
-def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[Ranking | DataError]:
-    """The `top` most probable classes of each image, in order; for an image that cannot be read, the error instead.
+def predict(restored: Restored, images: Sequence[Any], *, top: int | None = None) -> Iterator[Ranking | DataError]:
+    """The most probable classes of each image, in order; for an image that cannot be read, the error instead.
 
     Args:
       images: paths of image files, PIL images, or uint8 arrays or tensors.
+      top: how many classes; by default 3, or if images may have several labels, all that apply.
     """
     program = restored.program
     spec = program.spec
@@ -148,7 +166,7 @@ def predict(restored: Restored, images: Sequence[Any], *, top: int) -> Iterator[
         if pixels:
             with diagnosed(spec), kernels.using(spec):
                 logits = program.predict_step(restored.state, torch.from_numpy(np.stack(pixels)).to(spec.device))
-            rankings = iter(_rankings(_probabilities(logits, spec), spec.classes, top))
+            rankings = iter(_rankings(_probabilities(logits, spec), spec.classes, top, restored.thresholds))
         for each in found:
             yield each if isinstance(each, DataError) else next(rankings)
 
@@ -171,15 +189,37 @@ def _pixels_or_error(image: Any, spec: RunSpec, name: str) -> npt.NDArray[np.uin
         return DataError(str(error))
 
 
-def _rankings(probabilities: Tensor, classes: Sequence[str], top: int) -> list[Ranking]:
-    values, columns = probabilities.topk(min(top, len(classes)), dim=-1)
-    return [
+def _rankings(
+    probabilities: Tensor, classes: Sequence[str], top: int | None, thresholds: Sequence[float]
+) -> list[Ranking]:
+    limits = dict(zip(classes, thresholds, strict=True)) if thresholds and top is None else {}
+    count = len(classes) if limits else min(DEFAULT_TOP if top is None else top, len(classes))
+    values, columns = probabilities.topk(count, dim=-1)
+    rankings = [
         [(classes[column], value) for column, value in zip(*row, strict=True)]
         for row in zip(columns.tolist(), values.tolist(), strict=True)
     ]
+    return [[each for each in ranking if each[1] >= limits.get(each[0], 0.0)] for ranking in rankings]
+
+
+def _thresholds(run: RunFolder, spec: RunSpec, chosen: Path) -> tuple[float, ...]:
+    """Those of the last epoch that had ended at a checkpoint."""
+    step = checkpoint.step_of(chosen)
+    before = [path for path in checkpoint.find(run.checkpoints) if checkpoint.step_of(path) <= step]
+    manifests = manifest.read_all(before)
+    found = [manifests[path]["thresholds"] for path in before if "thresholds" in manifests.get(path, {})]
+    last = found[-1] if found else [UNKNOWN_THRESHOLD] * len(spec.classes)
+    if len(last) != len(spec.classes):
+        raise CheckpointError(
+            f"{shown(chosen)} belongs to a different network: it has thresholds for {len(last)} classes, and the run "
+            f"has {len(spec.classes)}"
+        )
+    return tuple(map(float, last))
 
 
 def _probabilities(logits: Tensor, spec: RunSpec) -> Tensor:
+    if spec.is_multi_label:
+        return torch.sigmoid(logits.double() if logits.device.type != "mps" else logits)
     if spec.loss == "binary-cross-entropy":
         return torch.sigmoid(logits)
     if spec.loss == "mean-squared-error":  # the outputs themselves were fitted to 0 and 1

@@ -1,4 +1,4 @@
-"""Where the images of a run are: a folder or two, a data set by name, or the sample."""
+"""Where the images of a run are: a folder or two, a table, a data set by name, or the sample."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import platformdirs
 from ftrain.data.folders import scan
 from ftrain.data.index import Index
 from ftrain.data.layout import intended, layout_of, similar_path
+from ftrain.data.rows import SUFFIXES, is_table
 from ftrain.data.sample import sample_folder
 from ftrain.data.source import Preparing, Source
 from ftrain.data.split import split_automatically
+from ftrain.data.table import ALL, read_table
 from ftrain.data.torchvision_datasets import by_name
-from ftrain.errors import SettingsError, as_usage
+from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.run.settings import LOCATIONS, Settings
-from ftrain.text import shown
+from ftrain.text import listed, shown
 
 T = TypeVar("T")
 
@@ -29,8 +31,8 @@ class Located:
     """The images of a run.
 
     Attributes:
-      settings: with absolute paths in `train_dir` and `val_dir`, in `dataset` and `data`, or, for images that are split
-        automatically, in `data` alone.
+      settings: with absolute paths in `train_dir` and `val_dir`, in `dataset` and `data`, or, for a table and for
+        images that are split automatically, in `data` alone.
       notes: about the images, for the user.
     """
 
@@ -59,12 +61,39 @@ def locate(settings: Settings, recorded: Mapping[str, Any] | None = None) -> Gen
         return _already_split(settings, images, others, notes)
     assert settings.data is not None
     root = Path(settings.data)
+    if is_table(root):
+        return (yield from _of_table(settings, root, recorded))
     index = as_usage(scan, as_usage(layout_of, root).train or root)
     fraction = settings.val_fraction
     split = yield from split_automatically(index, fraction=fraction, recorded=recorded)
     notes.append(
         f"{shown(root)} has no val/ folder, so it is split automatically: {len(split.train)} images for training, "
         f"{len(split.val)} for validation (`val_fraction={fraction:g}`)"
+    )
+    return Located(settings, split.train, split.val, (*notes, *split.notes))
+
+
+def _of_table(
+    settings: Settings, path: Path, recorded: Mapping[str, Any] | None
+) -> Generator[Preparing, None, Located]:
+    table = yield from read_table(path, task=settings.task)
+    notes = list(table.notes)
+    if tests := table.others.get("test"):
+        images = "1 image" if tests == 1 else f"{tests} images"
+        notes.append(f"{images} for testing in {shown(path)}, used neither for training nor for validation")
+    train = table.parts.get("train") or table.parts.get(ALL)
+    if train is None:
+        raise DataError(
+            f"the table {shown(path)} has no images for training; expected rows whose split is train, found only "
+            f"{listed([*table.parts, *table.others])}"
+        )
+    if "val" in table.parts:
+        return _already_split(settings, train, table.parts["val"], notes)
+    fraction = settings.val_fraction
+    split = yield from split_automatically(train, fraction=fraction, recorded=recorded)
+    notes.append(
+        f"{shown(path)} does not say which images are for validation, so they are split automatically: "
+        f"{len(split.train)} images for training, {len(split.val)} for validation (`val_fraction={fraction:g}`)"
     )
     return Located(settings, split.train, split.val, (*notes, *split.notes))
 
@@ -79,12 +108,15 @@ def locate_again(settings: Settings, recorded: Mapping[str, Any] | None = None) 
 
 
 def parts(path: Path) -> dict[str, Index]:
-    """The images in a folder: by "train" and "val", or "all" of them if it is one folder of classes.
+    """The images in a folder: by "train" and "val", or "all" of them if it is one folder of classes. Those in a table
+    by its splits.
 
     Raises:
       SettingsError, DataError: if there are none, or they cannot be used.
     """
-    _check_is_folder(path)
+    _check_is_there(path)
+    if is_table(path):
+        return to_end(read_table(path, splits=("train", "val", "test", ALL))).parts
     found = as_usage(layout_of, path)
     if found.train is None:
         _check_is_intended(path, whole=False)
@@ -133,7 +165,9 @@ def _with_whole_paths(settings: Settings) -> tuple[Settings, list[str]]:
         root = sample_folder()
         note = f"there is no ./data here: training on the Fashion-MNIST sample in {shown(root)}"
         return _in_folders(settings, root / "train", root / "val"), [note]
-    _check_is_folder(root)
+    _check_is_there(root)
+    if is_table(root):
+        return attrs.evolve(settings, data=os.path.abspath(root)), []
     found = as_usage(layout_of, root)
     if found.train and found.val:
         notes = [f"validating on {shown(found.val)}"] if found.val.name.lower() == "test" else []
@@ -161,11 +195,11 @@ def _check_is_intended(folder: Path, *, whole: bool = True) -> None:
         raise SettingsError(f"`data` is {shown(folder)}, which {problem}; use `data={shown(right)}`")
 
 
-def _check_is_folder(root: Path) -> None:
-    if root.is_dir():
+def _check_is_there(root: Path) -> None:
+    if root.is_dir() or (is_table(root) and root.is_file()):
         return
     if root.exists():
-        raise SettingsError(f"`data` must be a folder; {shown(root)} is a file")
+        raise SettingsError(f"`data` must be a folder, or a table ({', '.join(SUFFIXES)}); {shown(root)} is a file")
     near = similar_path(root)
     hint = f"; did you mean `data={shown(near)}`?" if near else ""
     raise SettingsError(f"`data` is {shown(root)}, which does not exist{hint}")

@@ -101,6 +101,7 @@ def _sums(parts: list[Metrics]) -> dict[str, Any] | None:
     return {
         name: {key: sum.item() for key, sum in value.items()} if isinstance(value, dict) else value.item()
         for name, value in vars(_total(parts)).items()
+        if name != "examples"  # there are none in training
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
+from ftrain.data.labels import images_of_class
 from ftrain.data.source import Source
 from ftrain.run.settings import WITH_WARMUP, Settings
 from ftrain.text import listed
@@ -16,7 +17,7 @@ def about_validation(train: Source, val: Source) -> list[str]:
     """Notes on validation images from which little can be concluded."""
     notes = []
     # A class with a single image has been mentioned where the images were split.
-    of_train, of_val = (np.bincount(source.labels, minlength=len(train.classes)) for source in (train, val))
+    of_train, of_val = (np.array(images_of_class(source.labels, len(train.classes))) for source in (train, val))
     if missing := [train.classes[label] for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
         whose = "its" if len(missing) == 1 else "their"
         notes.append(f"there are no validation images of {listed(missing)}, so {whose} accuracy will not be known")
@@ -57,7 +58,7 @@ def unused(settings: Settings) -> list[str]:
     used = {
         "momentum": settings.optimizer == "sgd",
         "warmup_epochs": settings.schedule in WITH_WARMUP,
-        "label_smoothing": settings.loss == "cross-entropy",
+        "label_smoothing": settings.loss in (None, "cross-entropy"),
         "head_epochs": settings.freeze != "backbone",
         "layer_decay": settings.freeze != "backbone",
     }

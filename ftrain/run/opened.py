@@ -13,7 +13,9 @@ from ftrain.data import as_source
 from ftrain.data.folders import scan
 from ftrain.data.images import Images
 from ftrain.data.layout import layout_of
+from ftrain.data.rows import is_table
 from ftrain.data.source import Source
+from ftrain.data.table import ALL, read_table
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError, as_usage
 from ftrain.module import Apply
@@ -61,6 +63,13 @@ class Run:
         return self._run.classes
 
     @property
+    def thresholds(self) -> dict[str, float]:
+        """If images may have several labels, the probability of each class from which on it applies; otherwise empty.
+        They are of the best epoch, chosen on its validation images."""
+        thresholds = self.restored().thresholds
+        return dict(zip(self.classes, thresholds, strict=True)) if thresholds else {}
+
+    @property
     def damage(self) -> tuple[str, ...]:
         """What was found damaged so far, and what was used instead."""
         found = [self._run.damage] if self._run.damage else []
@@ -101,13 +110,14 @@ class Run:
         restored = self.restored(last=last)
         return restored.program.module(restored.state.params, restored.state.buffers)
 
-    def predict(self, images: Sequence[Any], *, top: int = 3, last: bool = False) -> list[dict[str, Any]]:
+    def predict(self, images: Sequence[Any], *, top: int | None = None, last: bool = False) -> list[dict[str, Any]]:
         """The most probable classes of images.
 
         Args:
           images: paths of image files, PIL images, uint8 arrays [H, W, 3] or [H, W], and uint8 tensors [3, H, W], in
             any combination.
-          top: classes per image.
+          top: classes per image. Default: 3, or if images may have several labels, all whose probability is at least
+            their threshold, which may be none.
 
         Returns:
           For each image {"image": path or position, "classes": [{"class": name, "probability": p}, ...]}, the most
@@ -120,7 +130,7 @@ class Run:
         if single or getattr(images, "ndim", 4) == 3:
             what = "path" if isinstance(images, str | os.PathLike) else "image"
             raise SettingsError(f"`images` must be a list of images; got a single {what}. Put it in a list")
-        if top < 1:
+        if top is not None and top < 1:
             raise SettingsError(f"`top` must be at least 1; got {top}")
         rankings = inference.predict(self.restored(last=last), images, top=top)
         return [
@@ -132,8 +142,9 @@ class Run:
         """Evaluates the network on labelled images.
 
         Args:
-          data: a folder of class folders or one that contains val/, or whatever `fit` takes as one of its pair; by
-            default, and for the folder that was split automatically for the run, the run's validation images.
+          data: a folder of class folders or one that contains val/, a table, or whatever `fit` takes as one of its
+            pair; by default, and for the folder or table that the run was trained on, the run's validation images. Of
+            another table, the images for validation are used, or else those for testing, or else all.
           workers: processes that load images; by default as in the run.
 
         Raises:
@@ -162,11 +173,22 @@ class Run:
         if not isinstance(data, str | os.PathLike):
             return as_usage(as_source, data, classes=self.classes)
         own = self._run.settings.data
+        if is_table(data):
+            if own is not None and os.path.realpath(data) == os.path.realpath(own):
+                return self._own_validation()
+            return self._of_table(Path(data))
         if self._run.split is not None and own is not None and os.path.realpath(data) == os.path.realpath(own):
             return self._own_validation()  # the rest has been trained on
         val = as_usage(layout_of, Path(data)).val  # as for fit
         has_val = val is not None and val.name not in self.classes
         return as_usage(scan, val if val and has_val else Path(data), classes=self.classes)
+
+    def _of_table(self, path: Path) -> Source:
+        for splits in (("val", ALL), ("test",), ("train",)):
+            table = to_end(read_table(path, splits=splits, classes=self.classes, task=self._spec.task))
+            if table.parts:
+                return next(iter(table.parts.values()))
+        raise AssertionError("a table without rows")
 
     def _own_validation(self) -> Source:
         val = to_end(locate_again(self._run.settings, self._run.split)).val

@@ -75,10 +75,11 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
         case EpochEnded():
             best = "  best" if event.best_epoch == event.epoch else ""
             macro = f" macro {event.val['macro_accuracy']:6.1%}" if uneven and "macro_accuracy" in event.val else ""
+            train, val = (_quality(values, pad=True) for values in (event.train, event.val))
             return (
                 f"epoch {event.epoch:>{len(str(epochs))}}/{epochs}  "
-                f"train loss {event.train['loss']:.4f} accuracy {event.train['accuracy']:6.1%}   "
-                f"val loss {event.val['loss']:.4f} accuracy {event.val['accuracy']:6.1%}{macro}  {seconds:5.1f} s{best}"
+                f"train loss {event.train['loss']:.4f} {train}   "
+                f"val loss {event.val['loss']:.4f} {val}{macro}  {seconds:5.1f} s{best}"
             )
         case _:
             return None
@@ -98,18 +99,31 @@ def summary(last: EpochEnded | Stopped | None, folder: Path) -> str:
         case Stopped(step):
             return f"stopped after step {step}; the run in {shown(folder)} can be resumed"
         case EpochEnded():
-            return (
-                f"done: validation accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best "
-                f"(epoch {last.best_epoch}); everything is in {shown(folder)}"
-            )
+            return f"done: validation {_best_of(last)} (epoch {last.best_epoch}); everything is in {shown(folder)}"
+
+
+def _best_of(last: EpochEnded) -> str:
+    if "map" in last.val:
+        at_best = last.best_val.get("map", float("nan"))
+        return f"mAP {last.val['map']:.1%} at the end, {at_best:.1%} at best"
+    return f"accuracy {last.val['accuracy']:.1%} at the end, {last.best_accuracy:.1%} at best"
+
+
+def _quality(values: Mapping[str, float], *, pad: bool = False) -> str:
+    """How good metrics are: the accuracy, or if images may have several labels, mean average precision and F1."""
+    names = {"map": "mAP", "macro_f1": "F1"} if "map" in values else {"micro_f1": "F1"}
+    if "micro_f1" not in values:
+        names = {"accuracy": "accuracy"}
+    return " ".join(f"{title} {values[name]:{6 if pad else 0}.1%}" for name, title in names.items())
 
 
 def _headline(event: Started) -> str:
     spec = event.spec
     trained = f", {event.trained / 1e6:.3g} M trained" if event.trained < event.parameters else ""
+    several = ", any number per image" if spec.is_multi_label else ""
     lines = [
         f"{shown(spec.model)} ({event.parameters / 1e6:.1f} M parameters{trained}) on {spec.train_examples} images of "
-        f"{len(spec.classes)} classes, {event.val_examples} for validation; {spec.image_size} px, "
+        f"{len(spec.classes)} classes{several}, {event.val_examples} for validation; {spec.image_size} px, "
         f"batch {spec.batch_size}, {spec.optimizer}, {spec.precision}, {spec.device}"
     ]
     if event.weights is not None:
@@ -126,7 +140,7 @@ def _headline(event: Started) -> str:
 
 def _numbers(line: Mapping[str, Any]) -> str:
     return (
-        f"loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}  lr {line.get('lr', float('nan')):.2e}  "
+        f"loss {line['loss']:.4f}  {_quality(line)}  lr {line.get('lr', float('nan')):.2e}  "
         f"{line['images_per_second']:.0f} images/s"
     )
 

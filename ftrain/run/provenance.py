@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import PIL
 import torch
 import torchvision
@@ -17,6 +16,7 @@ import torchvision
 import ftrain
 from ftrain.data.images import Images
 from ftrain.data.index import Index
+from ftrain.data.labels import images_of_class
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run import folder as run_folder
@@ -166,7 +166,7 @@ def _data(images: Images) -> dict[str, Any]:
 def _by_class(source: Source) -> dict[str, Any]:
     if isinstance(source, Index):
         return source.class_fingerprints()
-    counts = np.bincount(source.labels, minlength=len(source.classes)).tolist()
+    counts = images_of_class(source.labels, len(source.classes))
     return {name: {"images": count} for name, count in zip(source.classes, counts, strict=True)}
 
 
@@ -181,7 +181,8 @@ def _changes(noted: Mapping[str, Any], source: Source) -> str:
     ]
     gone = [f'"{shown(name)}" is gone' for name in was if name not in now]
     new = [f'"{shown(name)}" is new' for name in now if name not in was]
-    return ", ".join(counted + gone + new) or "their pixels differ"
+    others = "their labels or weights differ" if isinstance(source, Index) else "their pixels differ"
+    return ", ".join(counted + gone + new) or others
 
 
 def _versions(spec: RunSpec) -> dict[str, str]:

@@ -16,6 +16,7 @@ from ftrain.data.augment import default_centre_fraction
 from ftrain.data.decode import oriented_size
 from ftrain.data.images import Images
 from ftrain.data.index import Index
+from ftrain.data.labels import images_of_class
 from ftrain.data.order import Pace
 from ftrain.data.skipped import skipped_line
 from ftrain.data.source import Source
@@ -27,6 +28,7 @@ from ftrain.run.notes import about_training, about_validation, unused
 from ftrain.run.recipe import recipe
 from ftrain.run.settings import WITH_WARMUP, Settings
 from ftrain.run.spec import RunSpec
+from ftrain.run.task import with_task
 from ftrain.text import listed, shown
 
 MAX_DEFAULT_SIZE = 224  # pixels
@@ -71,6 +73,7 @@ def resolve(
         settings, notes = sources.settings, list(sources.notes)
         sources = sources.train, sources.val
     train, val = sources
+    settings = with_task(settings, train, val)
     if line := skipped_line(train, val):
         notes.append(line)
     notes.extend(about_validation(train, val))
@@ -146,7 +149,8 @@ def resolve(
     spec = RunSpec.of(
         settings,
         classes=tuple(train.classes),
-        class_counts=tuple(np.bincount(train.labels, minlength=len(train.classes)).tolist()),
+        class_counts=tuple(images_of_class(train.labels, len(train.classes))),
+        train_examples=len(train),
         compile_because=because,
         notes=tuple(notes),
     )

@@ -21,6 +21,8 @@ def score(val: Mapping[str, float], by: BestBy) -> float:
             return val["accuracy"]
         case "macro":
             return val.get("macro_accuracy", float("-inf"))
+        case "map":
+            return val.get("map", float("-inf"))
         case "loss":
             return -val["loss"] if val["loss"] == val["loss"] else float("-inf")  # nan is the worst
 

@@ -166,7 +166,9 @@ class Session:
 
     def _end_epoch(self) -> EpochEnded:
         epoch = self.epoch
-        val = functools.reduce(operator.add, self._evaluated).compute()
+        total = functools.reduce(operator.add, self._evaluated)
+        val = total.compute()
+        found = {"thresholds": total.best_thresholds()} if total.examples else {}
         train = self.log.end_epoch()
         line = {
             "kind": "epoch",
@@ -181,12 +183,12 @@ class Session:
         epochs = [self.best] if self.best else []
         by = self.program.spec.best_by
         self.best = retention.ranked([*epochs, (epoch, val)], lambda each: retention.score(each[1], by))[0]
-        saved = self._save(epoch=epoch, val=val)
+        saved = self._save(epoch=epoch, val=val, **found)
         self._evaluated = []
         self.restart_clock()
         best, metrics = self.best
         self.since_best = 0 if best == epoch else self.since_best + 1
-        return EpochEnded(epoch, train, val, self.skipped.count, saved, best, metrics["accuracy"])
+        return EpochEnded(epoch, train, val, self.skipped.count, saved, best, metrics["accuracy"], metrics)
 
     def _save(self, **notes: Any) -> Path:
         """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""

@@ -25,7 +25,8 @@ CacheKind = Literal["auto", "none", "disk", "ram"]
 InitName = Literal["default", "kaiming", "xavier", "orthogonal", "trunc-normal"]
 InterpolationName = Literal["bilinear", "bicubic"]
 OnBadImage = Literal["stop", "skip"]
-BestBy = Literal["accuracy", "loss", "macro"]
+BestBy = Literal["accuracy", "loss", "macro", "map"]
+TaskName = Literal["auto", "single-label", "multi-label"]
 Precision = Literal["auto", "float32", "bfloat16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -193,8 +194,16 @@ class Settings:
         None,
         "Data",
         "Folder that contains train/ and val/, each with one folder per class; or one folder per class, which is split "
-        "automatically. Default: ./data, or a sample of Fashion-MNIST if there is no such folder.",
+        "automatically; or a table of images and labels (.csv, .tsv, .jsonl, .parquet). Default: ./data, or a sample "
+        "of Fashion-MNIST if there is no such folder.",
         _TEXT,
+    )
+    task: TaskName = _setting(
+        "auto",
+        "Data",
+        "Whether an image of a table has one label (single-label) or any number of them (multi-label). auto tells by "
+        "the labels.",
+        _one_of(TaskName),
     )
     val_fraction: float = _setting(
         0.2,
@@ -396,7 +405,13 @@ class Settings:
         "same rate everywhere. Default: 0.85 with --weights, otherwise 1.",
         _FRACTION,
     )
-    loss: LossName = _setting("cross-entropy", "Training", "Loss that training minimises.", _one_of(LossName))
+    loss: LossName | None = _setting(
+        None,
+        "Training",
+        "Loss that training minimises. Default: cross-entropy, or binary-cross-entropy if images may have several "
+        "labels.",
+        _one_of(LossName),
+    )
     class_weights: ClassWeights = _setting(
         "none",
         "Training",
@@ -465,11 +480,12 @@ class Settings:
         "Use only deterministic kernels. Those of a CPU always are; those of a GPU are slower.",
         _TRUE_OR_FALSE,
     )
-    best_by: BestBy = _setting(
-        "accuracy",
+    best_by: BestBy | None = _setting(
+        None,
         "Run",
-        "What makes an epoch the best: the highest validation accuracy, the lowest validation loss, or the highest "
-        "macro-averaged accuracy, the mean over the classes.",
+        "What makes an epoch the best: the highest validation accuracy, the lowest validation loss, the highest "
+        "macro-averaged accuracy (the mean over the classes), or the highest mean average precision (map). Default: "
+        "accuracy, or map if images may have several labels.",
         _one_of(BestBy),
     )
     patience: int | None = _setting(
@@ -545,6 +561,9 @@ def as_before(settings: Settings) -> Settings:
         freeze="none" if settings.freeze is None else settings.freeze,
         head_epochs=0 if settings.head_epochs is None else settings.head_epochs,
         layer_decay=1.0 if settings.layer_decay is None else settings.layer_decay,
+        task="single-label" if settings.task == "auto" else settings.task,
+        loss=settings.loss or "cross-entropy",
+        best_by=settings.best_by or "accuracy",
     )
 
 

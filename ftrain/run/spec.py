@@ -64,6 +64,7 @@ class RunSpec:
     zero_init_residual: bool
     drops: Mapping[str, float]  # dropout and drop_path, if they are not the network's own
     classes: tuple[str, ...]  # their names, by label
+    task: Literal["single-label", "multi-label"]
     class_counts: tuple[int, ...]  # how many images to train on each class has
     train_examples: int  # how many images there are to train on
     image_size: int
@@ -120,10 +121,15 @@ class RunSpec:
         *,
         classes: tuple[str, ...],
         class_counts: tuple[int, ...],
+        train_examples: int | None = None,
         compile_because: str = "",
         notes: tuple[str, ...] = (),
     ) -> RunSpec:
-        """The spec of settings in which everything is decided, such as those that config.json records."""
+        """The spec of settings in which everything is decided, such as those that config.json records.
+
+        Args:
+          train_examples: how many images there are to train on; None if each has one label, so that the counts add up.
+        """
 
         def decided(name: str, value: T | None) -> T:
             if value is None:
@@ -142,8 +148,9 @@ class RunSpec:
             zero_init_residual=settings.zero_init_residual,
             drops={name: value for name, value in drops.items() if value is not None},
             classes=classes,
+            task="multi-label" if settings.task == "multi-label" else "single-label",
             class_counts=class_counts,
-            train_examples=sum(class_counts),
+            train_examples=sum(class_counts) if train_examples is None else train_examples,
             image_size=decided("image_size", settings.image_size),
             mean=mean,
             std=std,
@@ -179,7 +186,7 @@ class RunSpec:
             head_epochs=decided("head_epochs", settings.head_epochs),
             head_lr=settings.head_lr or decided("lr", settings.lr),
             layer_decay=decided("layer_decay", settings.layer_decay),
-            loss=settings.loss,
+            loss=decided("loss", settings.loss),
             class_weights=settings.class_weights,
             logit_adjustment=settings.logit_adjustment,
             label_smoothing=settings.label_smoothing,
@@ -193,7 +200,7 @@ class RunSpec:
             compile=bool(settings.compile),
             compile_because=compile_because,
             deterministic=settings.deterministic,
-            best_by=settings.best_by,
+            best_by=decided("best_by", settings.best_by),
             patience=settings.patience or 0,
             max_seconds=_seconds(settings.max_time),
             save_station=settings.save_station or settings.epochs + 1,
@@ -211,6 +218,11 @@ class RunSpec:
     @property
     def total_steps(self) -> int:
         return self.pace.steps(self.epochs)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.task == "multi-label"
 
     @property
     def uneven(self) -> bool:

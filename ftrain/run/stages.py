@@ -10,11 +10,11 @@ import attrs
 import torch
 
 import ftrain.losses
-from ftrain import models, optim, schedules
+from ftrain import metrics, models, multi_label, optim, schedules
 from ftrain.compile import compile_step
 from ftrain.errors import SettingsError, as_usage
 from ftrain.losses import Loss
-from ftrain.metrics import Metrics
+from ftrain.metrics import Measure, Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
 from ftrain.module import Apply, Tensors, functionalize, normalized
 from ftrain.run.custom import Custom
@@ -31,6 +31,10 @@ LOSSES: dict[str, Loss] = {
     "mean-squared-error": ftrain.losses.mean_squared_error,
 }
 _NO_HEAD = "the head, the layer whose size is the number of classes, and this network has none"
+MULTI_LABEL_LOSSES: dict[str, Loss] = {
+    "binary-cross-entropy": ftrain.losses.binary_cross_entropy,
+    "focal": multi_label.focal,
+}
 CLASS_WEIGHTS = {"balanced": ftrain.losses.balanced_weights, "effective": ftrain.losses.effective_weights}
 
 
@@ -89,6 +93,7 @@ class Stage:
             mix=_mix(spec),
             augment=custom.augment,
             metrics=custom.metrics,
+            measure=measure_of(spec),
             precision=spec.dtype,
             accumulate=spec.accumulate,
             skip_nonfinite=skip_nonfinite,
@@ -196,8 +201,18 @@ def _schedule(spec: RunSpec, peak: float, steps: int, warmup: int) -> schedules.
             return schedules.constant(peak)
 
 
+def loss_of(spec: RunSpec) -> Loss:
+    """The loss that a spec names, without what changes it in training."""
+    return (MULTI_LABEL_LOSSES if spec.is_multi_label else LOSSES)[spec.loss]
+
+
+def measure_of(spec: RunSpec) -> Measure:
+    """How batches of a run are measured."""
+    return multi_label.measure if spec.is_multi_label else metrics.measure
+
+
 def _training_loss(spec: RunSpec) -> Loss:
-    loss = LOSSES[spec.loss]
+    loss = loss_of(spec)
     if spec.loss == "cross-entropy":
         loss = functools.partial(ftrain.losses.cross_entropy, label_smoothing=spec.label_smoothing)
     if spec.logit_adjustment:

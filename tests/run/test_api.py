@@ -433,7 +433,7 @@ def test_an_error_in_the_callers_loop_unlocks_the_run(run, data, tmp_path):
         ({"epoch": 3}, "ftrain: there is no setting 'epoch'; did you mean 'epochs'?"),
         (
             {"data": [1, 2, 3]},
-            "`data` must be a folder, or a pair of training and validation images; got list of length 3",
+            "`data` must be a folder, a table, or a pair of training and validation images; got list of length 3",
         ),
         ({"augment": 3}, "`augment` must be a function; got int"),
         ({"metrics": {"f": 0.5}}, "`f` must be a function; got float"),

@@ -101,7 +101,7 @@ def test_the_folder_data_is_used_and_the_sample_only_without_it(
         located()
     (tmp_path / "data").rmdir()
     (tmp_path / "data").write_text("")
-    with pytest.raises(SettingsError, match="`data` must be a folder; data is a file"):
+    with pytest.raises(SettingsError, match="`data` must be a folder, or a table .*; data is a file"):
         located()
 
 

@@ -1,0 +1,80 @@
+"""The rows of a table about the same image as one, and whether its images may have several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from ftrain.data.columns import Entry
+from ftrain.errors import DataError
+from ftrain.text import listed, shown
+
+Task = Literal["auto", "single-label", "multi-label"]
+MOST_ACCIDENTS = 0.05  # fraction of images up to which different labels in several rows count as a mistake
+
+
+def merged(path: Path, entries: Iterable[Entry]) -> tuple[list[Entry], int, list[tuple[Entry, Entry]]]:
+    """One entry for each image, with all its labels; how many rows repeat another; and the first pairs of rows that
+    give an image different labels."""
+    found: dict[str, Entry] = {}
+    repeated, clashes = 0, dict[str, tuple[Entry, Entry]]()
+    for entry in entries:
+        before = found.setdefault(entry.path, entry)
+        if before is entry:
+            continue
+        for name in ("split", "weight", "group"):
+            was, now = getattr(before, name), getattr(entry, name)
+            if was != now:
+                raise DataError(
+                    f"{shown(path)}, row {entry.row}: {shown(entry.path)} has the {name} {shown(str(now))}, but in row "
+                    f"{before.row} {shown(str(was))}; give it the same in all of its rows"
+                )
+        labels = tuple(dict.fromkeys(before.labels + entry.labels))
+        if set(before.labels) == set(entry.labels):
+            repeated += 1
+        else:
+            clashes.setdefault(entry.path, (before, entry))
+        found[entry.path] = attrs.evolve(before, labels=labels, several=before.several or entry.several)
+    return list(found.values()), repeated, list(clashes.values())
+
+
+def is_multi_label(path: Path, entries: Sequence[Entry], clashes: Sequence[tuple[Entry, Entry]], task: Task) -> bool:
+    """Whether images may have several labels.
+
+    Raises:
+      DataError: if some have, although that must be a mistake.
+    """
+    if task == "multi-label":
+        return True
+    in_cell = next((entry for entry in entries if entry.several), None)
+    if task == "single-label":
+        if in_cell is not None:
+            raise DataError(
+                f"{shown(path)}, row {in_cell.row}: expected one label, because of `task=single-label`; found "
+                f"{listed(in_cell.labels) or 'none'}"
+            )
+    elif in_cell is not None or len(clashes) > MOST_ACCIDENTS * len(entries):
+        return True
+    if clashes:
+        before, entry = clashes[0]
+        images = "1 image" if len(clashes) == 1 else f"{len(clashes)} images"
+        advice = "" if task == "single-label" else "; if images may have several labels, use `task=multi-label`"
+        raise DataError(
+            f"{shown(path)}, row {entry.row}: {shown(entry.path)} has the label {listed(entry.labels) or 'none'}, but "
+            f"in row {before.row} {listed(before.labels) or 'none'} ({images} of {len(entries)} have different labels "
+            f"in several rows). Correct the rows{advice}"
+        )
+    return False
+
+
+def check_single(path: Path, entries: Iterable[Entry]) -> None:
+    """Raises DataError if an image has no label."""
+    for entry in entries:
+        if not entry.labels:
+            raise DataError(
+                f"{shown(path)}, row {entry.row}: {shown(entry.path)} has no label. Give it one or remove the row; if "
+                "it means that no class applies, use `task=multi-label`"
+            )
