@@ -95,8 +95,8 @@ def read_table(
         known = _sorted({label for entry in source for label in entry.labels})
         if len(known) < 2:
             raise DataError(
-                f"the {'training images of the ' if 'train' in by_split else ''}table {shown(path)} have "
-                f"{'only the label ' + listed(known) if known else 'no labels'}; a classifier needs at least two"
+                f"the table {shown(path)} has {'only the label ' + listed(known) if known else 'no labels'}"
+                f"{' among its training images' * ('train' in by_split)}; a classifier needs at least two"
             )
     else:
         known = list(classes)
@@ -104,11 +104,15 @@ def read_table(
     _check_known(path, [entry for split in wanted for entry in by_split[split]], known)
     files = yield from _files(path, [entry for split in wanted for entry in by_split[split]])
     parts = {split: _index(path, by_split[split], known, several, files) for split in wanted}
-    notes = [f"{repeated} rows of {shown(path)} repeat others, and are counted once"] if repeated else []
-    if shared := len({e.group for e in by_split.get("train", ()) if e.group} & _groups(by_split.get("val", ()))):
+    notes = []
+    if repeated:
+        rows = f"1 row of {shown(path)} repeats another, and is" if repeated == 1 else ""
+        rows = rows or f"{repeated} rows of {shown(path)} repeat others, and are"
+        notes.append(f"{rows} not counted again")
+    if shared := len(_groups(by_split.get("train", ())) & _groups(by_split.get("val", ()))):
+        groups = f"1 group of {shown(path)} has" if shared == 1 else f"{shared} groups of {shown(path)} have"
         notes.append(
-            f"{shared} of the groups in {shown(path)} have both training and validation images, so that the validation "
-            "metrics may be too good to be true"
+            f"{groups} both training and validation images, so that the validation metrics may be too good to be true"
         )
     others = {split: len(found) for split, found in by_split.items() if split not in wanted}
     return Table(parts, others, tuple(notes))

@@ -79,10 +79,10 @@ def test_a_source_with_other_classes_is_refused() -> None:
         (torch.zeros(2, 3), "mine is an array of shape [2, 3] without labels; pass a pair (images, labels)"),
         (
             {"images": COLOUR},
-            "mine must be a folder, a table, a pair (images, labels) of arrays, an indexable data set of (image, label), or a "
-            "source; got dict",
+            "mine must be a folder, a table, a pair (images, labels) of arrays, an indexable data set of (image, "
+            "label), or a source; got dict",
         ),
-        (7, "mine must be a folder, a table, a pair (images, labels) of arrays, an indexable data set of (image, label), or a "),
+        (7, "mine must be a folder, a table, a pair (images, labels) of arrays, an indexable data set of (image, "),
         (None, "mine must be a folder"),
         (iter([1]), "mine must be a folder"),
         (["a.png", "b.png"], "a data set must consist of pairs (image, label); mine[0] is 'a.png'"),
