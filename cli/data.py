@@ -53,7 +53,8 @@ def check(
     for part, counts in report.classes.items():
         numbers = sorted(counts.values())
         typer.echo(
-            f"{part}: {sum(numbers)} images of {len(numbers)} classes, {numbers[0]} to {numbers[-1]} images per class"
+            f"{part}: {len(parts[part])} images of {len(numbers)} classes, {numbers[0]} to {numbers[-1]} images per "
+            "class"
         )
     warn(line for part, counts in report.classes.items() if part != "val" and (line := uneven(counts)))
     document = report.as_json()

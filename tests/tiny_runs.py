@@ -45,10 +45,12 @@ def tiny_network():
         models.build = build
 
 
-def images(**changes):
+def images(multi_label=False, **changes):
     noise = np.random.default_rng(0)
     pixels = noise.integers(0, 256, (18, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(18) % 2
+    if multi_label:
+        labels = np.stack([labels, np.arange(18) % 3 == 0], axis=1)
     classes = ("even", "odd")
     return Images(
         train=from_arrays(pixels[:13], labels[:13], classes=classes),

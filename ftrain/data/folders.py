@@ -103,7 +103,7 @@ def _index(root: Path, names: list[bytes], classes: Sequence[str] | None, skippe
     if not paths:
         raise DataError(
             f"no images in {shown(root)}: none of its {len(names)} class folders ({listed(names)}) has a file that "
-            f"ends in {', '.join(suffixes())}{_instead(skipped)}"
+            f"ends in {', '.join(suffixes())}{_instead(skipped)}{_table_instead(root)}"
         )
     if classes is None and empty:
         raise DataError(
