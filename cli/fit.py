@@ -47,7 +47,7 @@ def fit(
     ] = False,
     **settings: Any,
 ) -> None:
-    """Train a network on folders of images, one folder per class."""
+    """Train a network on folders of images, one folder per class, or on a table of images and labels."""
     asked = given(context, config, settings)
     if resume and dry_run:
         raise SettingsError("`dry_run` is for a new run; it cannot be given with `resume`")

@@ -53,6 +53,8 @@ def best_thresholds(
     >>> best_thresholds(logits, torch.tensor([[1.0], [1.0], [0.0]]), torch.ones(3)).tolist()  # sigmoid(-1)
     [0.2689414213699951]
     """
+    if not len(logits):
+        return torch.full(logits.shape[1:], NO_CHOICE, dtype=torch.float64)
     hits, predictions, gains, ordered = _curve(logits, labels, weights)
     best = (2.0 * hits / (predictions + gains.sum(dim=0))).nan_to_num(nan=0.0).argmax(dim=0, keepdim=True)
     score = ordered.gather(0, best)
@@ -143,6 +145,6 @@ def _curve(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Ten
     # Of equal logits, all count at each of them.
     count = len(scores)
     places = torch.arange(count)[:, None].expand_as(scores)
-    ends = torch.cat([scores[1:] != scores[:-1], torch.ones_like(scores[:1], dtype=torch.bool)]) if count else places
-    last = torch.where(ends, places, count).flip(0).cummin(dim=0).values.flip(0) if count else places
+    ends = torch.cat([scores[1:] != scores[:-1], torch.ones_like(scores[:1], dtype=torch.bool)])
+    last = torch.where(ends, places, count).flip(0).cummin(dim=0).values.flip(0)
     return gains.cumsum(dim=0).gather(0, last), own.cumsum(dim=0).gather(0, last), gains, scores

@@ -71,6 +71,12 @@ def test_classes_without_examples_and_infinite_logits():
     assert (found["map"], found["macro_f1"]) == (0.5, 0.0)  # over the class that has examples
 
 
+def test_without_examples_there_is_nothing_to_choose():
+    nothing = LOGITS[:0], LABELS[:0], ONES[:0]
+    assert multi_label.best_thresholds(*nothing).tolist() == [0.5, 0.5, 0.5]
+    assert multi_label.average_precision(*nothing).isnan().all()
+
+
 def test_the_losses():
     """log(1 + e^-2), log(1 + e^-1) ...; focal with (1 - p)^2 in front, and cross-entropy where gamma is 0."""
     logits, labels = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]])

@@ -14,6 +14,7 @@ from torch import Tensor
 from ftrain.data.arrays import from_arrays
 from ftrain.data.datasets import from_dataset
 from ftrain.data.folders import scan
+from ftrain.data.merged import Task
 from ftrain.data.rows import is_table
 from ftrain.data.source import Source
 from ftrain.data.table import from_table
@@ -22,7 +23,7 @@ from ftrain.text import shown
 _ATTRIBUTES = ("name", "classes", "labels", "fingerprint", "__len__", "open", "image_name")  # of a Source
 
 
-def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "data") -> Source:
+def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "data", task: Task = "auto") -> Source:
     """A source from a folder, a table, a pair of arrays, a data set, or a source.
 
     Args:
@@ -34,6 +35,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "d
         - an indexable data set of (image, label), as for `from_dataset`.
       classes: the names of the classes, by label; for validation data, those of the training data.
       name: of arrays and data sets, in messages. It is part of the fingerprint of a data set.
+      task: whether an image of a table has one label or any number of them; auto tells by the labels.
 
     Raises:
       ValueError: if `data` is none of these or does not fit together, or if the classes of a source are not `classes`.
@@ -54,7 +56,7 @@ def as_source(data: Any, *, classes: Sequence[str] | None = None, name: str = "d
         return source
     if isinstance(data, str | os.PathLike):
         if is_table(data):
-            return from_table(Path(data), classes=classes)
+            return from_table(Path(data), classes=classes, task=task)
         return scan(Path(data), classes=classes)
     if isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], np.ndarray | Tensor):
         return from_arrays(data[0], data[1], classes=classes, name=name)

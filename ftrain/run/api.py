@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ftrain.data import as_source
+from ftrain.data.labels import is_multi_label
 from ftrain.data.source import Source
 from ftrain.data.workers import worker_error
 from ftrain.errors import SettingsError, as_usage
@@ -240,7 +241,7 @@ def _request(
             metrics={} if metrics is None else metrics,
             augment=augment,
         ),
-        sources=_sources(data),
+        sources=_sources(data, asked.get("task", "auto")),
         resume=os.fspath(resume or ""),
         override=override,
         command=("ftrain.fit", *(f"{name}={value}" for name, value in asked.items())),
@@ -282,8 +283,8 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _sources(data: Any) -> tuple[Source, Source] | None:
-    """A pair of sources, unless `data` is a folder or nothing."""
+def _sources(data: Any, task: Any) -> tuple[Source, Source] | None:
+    """A pair of sources, unless `data` is a folder, a table or nothing."""
     if data is None or isinstance(data, str | os.PathLike):
         return None
     if not (isinstance(data, Sequence) and len(data) == 2):
@@ -291,5 +292,7 @@ def _sources(data: Any) -> tuple[Source, Source] | None:
             "`data` must be a folder, a table, or a pair of training and validation images; got "
             f"{type(data).__name__}{f' of length {len(data)}' if isinstance(data, Sequence) else ''}"
         )
-    train = as_usage(as_source, data[0], name="train")
-    return train, as_usage(as_source, data[1], classes=train.classes, name="val")
+    train = as_usage(as_source, data[0], name="train", task=task)
+    if is_multi_label(train.labels):
+        task = "multi-label"
+    return train, as_usage(as_source, data[1], classes=train.classes, name="val", task=task)

@@ -24,7 +24,7 @@ def with_task(settings: Settings, train: Source, val: Source) -> Settings:
         one, other = (val, train) if several else (train, val)
         raise SettingsError(
             f"images must have one label each, or any number of them, in both splits; {shown(one.name)} has one each, "
-            f"and {shown(other.name)} any number. Use `task=single-label` or `task=multi-label` if both are tables"
+            f"and {shown(other.name)} any number. Of tables, `task=multi-label` reads both in the same way"
         )
     if settings.task not in ("auto", "multi-label" if several else "single-label"):
         found = "may have several labels" if several else "have one label each"

@@ -25,6 +25,7 @@ import ftrain
 from ftrain.data.pixels import val_pixels
 from ftrain.disk import manifest
 from ftrain.errors import DataError, SettingsError
+from ftrain.run.candidate import random_batch
 from ftrain.run.events import StepTaken
 from ftrain.run.locate import locate, to_end
 from ftrain.run.settings import Settings
@@ -382,6 +383,24 @@ def test_arrays_of_zeros_and_ones(tmp_path: Path) -> None:
         ftrain.fit(
             model=module(2), data=((pixels, labels), (pixels, labels[:, 0])), **{**settings, "out": tmp_path / "b"}
         )
+
+
+def test_a_pair_of_tables(root: Path, tmp_path: Path) -> None:
+    (root / "train.csv").write_text("path,label\n0.png,x|y\n1.png,y\n2.png,x\n3.png,\n")
+    (root / "val.csv").write_text("path,label\n4.png,x\n5.png,y\n")
+    pair = root / "train.csv", root / "val.csv"
+    run = ftrain.fit(model=module(2), data=pair, progress=False, out=tmp_path / "run", **{**QUICK, "epochs": 1})
+    assert run.spec.task == "multi-label"
+    assert run.evaluate(workers=0).metrics["count"] == 2.0
+    with pytest.raises(DataError, match=r"row 5: 3\.png has no label"):
+        ftrain.fit(model=module(2), data=pair, task="single-label", out=tmp_path / "other", **QUICK)
+
+
+def test_a_random_batch_has_labels_of_the_run() -> None:
+    spec = tiny_runs.spec(task="multi-label", loss="binary-cross-entropy", best_by="map")
+    _, labels, weights = random_batch(spec)
+    assert (labels.shape, labels.dtype, labels.sum(dim=1).tolist()) == ((3, 2), torch.float32, [1.0, 1.0, 1.0])
+    assert weights.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_loss_and_the_metrics_may_be_your_own(root: Path, tmp_path: Path) -> None:
