@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ftrain.random
 from ftrain.checks import check_apply, unpack_batch
+from ftrain.gradients import Reduce, chunks, contribution, gradients, over_shards, split_outputs
 from ftrain.losses import Loss, cross_entropy
 from ftrain.metrics import Measure, Metric, Metrics
 from ftrain.metrics import measure as measure_one_label
@@ -20,36 +21,12 @@ from ftrain.module import Apply, Tensors
 from ftrain.optim import Optimizer, apply_update, global_norm
 from ftrain.state import TrainState, commit
 from ftrain.torch_private import pytree
-from ftrain.tracing import first_derivative_only, tracing
+from ftrain.tracing import tracing
 
 __all__ = ["Augment", "Batch", "Reduce", "eval_step", "predict_step", "train_step"]
 
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 Augment = Callable[[Int64[Tensor, "2"], Float[Tensor, "B C H W"]], Tensor]
-# (params, buffers, key, examples) -> (the loss to minimise, (the metrics, the new buffers))
-LossFn = Callable[[Tensors, Tensors, Tensor, Any], tuple[Tensor, tuple[Metrics, Tensors]]]
-
-T = TypeVar("T")
-
-
-class Reduce(Protocol):
-    """A sum over the logical shards of a batch, some of which may lie in other processes."""
-
-    @property
-    def shards(self) -> int:
-        """The number of shards."""
-
-    @property
-    def own(self) -> range:
-        """The numbers of those that lie in this process."""
-
-    def __call__(self, parts: Sequence[T]) -> T:
-        """The sum over all shards of a pytree of tensors, of which `parts` are those of this process's shards."""
-
-
-# The weight of an auxiliary classifier's loss (Szegedy et al., Going deeper with convolutions, 2015).
-AUXILIARY_WEIGHT = 0.3
-
 # What the step's key is folded with for each purpose outside of the network, whose draws count up from 0 and never get
 # this far.
 MIXING_DRAW = 2**32 - 1
@@ -143,21 +120,21 @@ def train_step(
             inputs = _augmented(augment, ftrain.random.fold_in(key, AUGMENT_DRAW), inputs)
         if mix is not None:
             inputs, labels = mix(ftrain.random.fold_in(key, MIXING_DRAW), inputs, labels, weights)
-        loss_fn = _loss_fn(apply, loss, functools.partial(measure, metrics=metrics), precision, total_weight)
-        return _gradients(loss_fn, state, key, (inputs, labels, weights), accumulate)
+        loss_fn = contribution(apply, loss, functools.partial(measure, metrics=metrics), precision, total_weight)
+        return gradients(loss_fn, state.params, state.buffers, key, (inputs, labels, weights), accumulate)
 
     examples = (inputs, labels, weights)
     _check_shards(len(weights), reduce)
     if reduce is None or reduce.shards == 1:
         grads, measured, buffers = pass_of(examples, key, weights.sum())
     else:
-        parts = _chunks(examples, len(reduce.own))
+        parts = chunks(examples, len(reduce.own))
         total_weight = reduce([weights.sum() for _, _, weights in parts])
         passes = [
             pass_of(part, ftrain.random.fold_in(key, number), total_weight)
             for part, number in zip(parts, reduce.own, strict=True)
         ]
-        grads, measured, buffers = _over_shards(passes, state.buffers, reduce)
+        grads, measured, buffers = over_shards(passes, state.buffers, reduce)
     measured = _with_step_sums(measured, grads, optimizer, state.step)
 
     traced = tracing(state, grads)
@@ -194,7 +171,7 @@ def eval_step(
     _check_shards(len(examples[2]), reduce)
     if reduce is None or reduce.shards == 1:
         return metrics_of(examples)
-    parts = [metrics_of(part) for part in _chunks(examples, len(reduce.own))]
+    parts = [metrics_of(part) for part in chunks(examples, len(reduce.own))]
     if any(part.examples for part in parts):
         raise ValueError("`reduce` cannot add metrics that keep the examples; evaluate several labels in one process")
     return reduce(parts)
@@ -213,7 +190,7 @@ def predict_step(
     check_apply(apply)
     with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
         outputs, _ = apply(state.params, state.buffers, inputs, train=False)
-    return _split_outputs(outputs)[0]
+    return split_outputs(outputs)[0]
 
 
 def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float | None) -> None:
@@ -250,93 +227,6 @@ def _augmented(augment: Augment, key: Tensor, images: Any) -> Tensor:
         shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise ValueError(f"`augment` must return a tensor of {len(images)} images; got {shape}")
     return found
-
-
-def _loss_fn(
-    apply: Apply, loss: Loss, measure: Callable[..., Metrics], precision: torch.dtype, total_weight: Tensor
-) -> LossFn:
-    """What is differentiated: the contribution of some examples to the weighted mean of the loss over the batch, whose
-    weights sum to `total_weight`."""
-
-    def loss_fn(
-        params: Tensors, buffers: Tensors, key: Tensor, examples: Any
-    ) -> tuple[Tensor, tuple[Metrics, Tensors]]:
-        inputs, labels, weights = examples
-        with torch.autocast(total_weight.device.type, precision, enabled=precision != torch.float32):
-            outputs, buffers = apply(params, buffers, inputs, train=True, key=key)
-        logits, auxiliary = _split_outputs(outputs)
-        losses = loss(logits, labels)
-        total = _weighted_mean(losses, weights, total_weight)
-        for other_logits in auxiliary:
-            total = total + AUXILIARY_WEIGHT * _weighted_mean(loss(other_logits, labels), weights, total_weight)
-        return total, (measure(logits, labels, losses, weights), buffers)
-
-    return loss_fn
-
-
-def _split_outputs(outputs: Any) -> tuple[Tensor, list[Tensor]]:
-    """The main logits and the auxiliary ones, at least float32."""
-    named = getattr(outputs, "_asdict", None)
-    fields = named() if named else {"logits": outputs}
-    fields = {n: value.float() if value.itemsize < 4 else value for n, value in fields.items() if value is not None}
-    return fields.pop("logits"), list(fields.values())
-
-
-def _weighted_mean(losses: Tensor, weights: Tensor, total_weight: Tensor) -> Tensor:
-    # torch.where, because nan times a weight of 0 is nan.
-    total = torch.where(weights > 0, losses, 0.0).mul(weights.to(losses.dtype)).sum()
-    return total / total_weight.to(losses.dtype).clamp_min(torch.finfo(losses.dtype).tiny)
-
-
-def _gradients(
-    loss_fn: LossFn, state: TrainState, key: Tensor, examples: Any, parts: int
-) -> tuple[Tensors, Metrics, Tensors]:
-    """Gradients and metrics summed over the parts of a batch, each of which starts from the buffers of the one before,
-    and the buffers after the last."""
-    grads: Tensors | None = None
-    metrics: Metrics | None = None
-    buffers = state.buffers
-    for number, part in enumerate(_chunks(examples, parts)):
-        part_key = key if parts == 1 else ftrain.random.fold_in(key, number)
-        new_grads, (new_metrics, buffers) = _grad(loss_fn, state.params, buffers, part_key, part)
-        grads = new_grads if grads is None else {name: grads[name] + grad for name, grad in new_grads.items()}
-        metrics = new_metrics if metrics is None else metrics + new_metrics
-    assert grads is not None and metrics is not None
-    return grads, metrics, buffers
-
-
-def _chunks(examples: Any, parts: int) -> list[Any]:
-    """Equal parts of the examples of a batch."""
-    leaves, structure = pytree.tree_flatten(examples)
-    chunks = zip(*(leaf.chunk(parts) for leaf in leaves), strict=True)
-    return [pytree.tree_unflatten(chunk, structure) for chunk in chunks]
-
-
-def _over_shards(
-    passes: Sequence[tuple[Tensors, Metrics, Tensors]], buffers: Tensors, reduce: Reduce
-) -> tuple[Tensors, Metrics, Tensors]:
-    """Gradients and metrics summed over all shards, and the mean of the floating-point buffers that the passes have
-    changed. Other buffers are counts, which change in the same way in every pass."""
-    first = passes[0][2]
-    changed = [name for name, new in first.items() if new is not buffers[name] and new.is_floating_point()]
-    parts = [(grads, measured, {name: new[name] for name in changed}) for grads, measured, new in passes]
-    grads, measured, sums = reduce(parts)
-    return grads, measured, {**first, **{name: total / reduce.shards for name, total in sums.items()}}
-
-
-def _grad(
-    loss_fn: LossFn, params: Tensors, buffers: Tensors, key: Tensor, examples: Any
-) -> tuple[Tensors, tuple[Metrics, Tensors]]:
-    """The gradient with respect to the parameters, and the metrics and buffers."""
-    if tracing(params):
-        grads, aux = torch.func.grad(lambda params: loss_fn(params, buffers, key, examples), has_aux=True)(params)
-        return grads, aux
-    # Eager autograd gives the same gradients without functorch's wrapping, which costs up to a fifth of the step.
-    leaves = {name: param.detach().requires_grad_() for name, param in params.items()}
-    with first_derivative_only(), torch.enable_grad():
-        total, aux = loss_fn(leaves, buffers, key, examples)
-        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, grads, strict=True)), pytree.tree_map(torch.detach, aux)
 
 
 def _with_step_sums(metrics: Metrics, grads: Tensors, optimizer: Optimizer, step: Tensor) -> Metrics:
