@@ -78,7 +78,7 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     train = job.split == "train"
     source, size = (images.train, images.batch_size) if train else (images.val, images.eval_batch_size)
     if train:
-        indices, epochs = train_examples(images.seed, job.number, images.pace)
+        indices, epochs = train_examples(images.seed, job.number, images.pace, images.balance)
         draws = example_draws(images.seed, epochs, indices, count=images.augmentation.draws)
     else:
         indices = np.arange(job.number * size, min((job.number + 1) * size, len(source)))

@@ -8,7 +8,7 @@ import attrs
 
 from ftrain.data.augment import Augmentation
 from ftrain.data.cache import CacheFormat, ImageCache
-from ftrain.data.order import Pace
+from ftrain.data.order import Balance, Pace
 from ftrain.data.source import Source
 
 
@@ -42,6 +42,7 @@ class Images:
       train_cache, val_cache: decoded images, if there are any.
       drop_last: whether to drop the examples of an epoch that do not fill a batch; see `Pace`.
       skip_bad_images: whether to skip an image that cannot be read, instead of raising an error.
+      balance: of the classes in training batches; None to use each image once in an epoch.
 
     >>> import numpy as np
     >>> from ftrain.data import from_arrays
@@ -62,6 +63,7 @@ class Images:
     val_cache: ImageCache | None = None
     drop_last: bool = False
     skip_bad_images: bool = False
+    balance: Balance | None = None
 
     @property
     def pace(self) -> Pace:

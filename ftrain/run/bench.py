@@ -12,6 +12,7 @@ import torch
 
 from ftrain.data.cache import Caching, build_cache
 from ftrain.data.images import Images
+from ftrain.data.order import Balance
 from ftrain.errors import DataError
 from ftrain.run.build import build
 from ftrain.run.candidate import Candidate, Memory, Sample, input_rate, memory_of_step
@@ -93,7 +94,8 @@ def bench(
       DataError: if an image cannot be read.
     """
     custom = custom or Custom()
-    sample = attrs.evolve(images, train=Sample.of(images.train, max(MAX_SAMPLE, images.batch_size)))
+    some = Sample.of(images.train, max(MAX_SAMPLE, images.batch_size))
+    sample = attrs.evolve(images, train=some, balance=images.balance and Balance.of(some.labels))
     with diagnosed(spec):
         yield Measuring("memory")
         check(build(spec, custom, pretrained=False))

@@ -164,6 +164,11 @@ def resolve(
 def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:
     """Raises SettingsError if what is asked for against uneven classes cannot be done."""
     given = [name for name in ("class_weights", "logit_adjustment") if getattr(settings, name) not in ("none", 0.0)]
+    if given and settings.sampler == "balanced":
+        raise SettingsError(
+            f"`sampler=balanced` draws every class equally often already, so that `{given[0]}` would favour rare "
+            "classes twice; leave one out"
+        )
     if given and custom.loss is not None:
         raise SettingsError(f"`{given[0]}` changes ftrain's own losses; apply it inside your `loss` instead")
     if settings.logit_adjustment and settings.loss not in ("cross-entropy", "focal"):

@@ -228,7 +228,7 @@ class Session:
 def _nonfinite(step: int, images: Images, program: Program) -> TrainingError:
     schedule = program.stage_at(step - 1).optimizer.learning_rate
     rate = float(schedule(torch.tensor(step - 1))) if schedule else float("nan")
-    rows = train_examples(images.seed, step - 1, images.pace).indices
+    rows = train_examples(images.seed, step - 1, images.pace, images.balance).indices
     names = [images.train.image_name(row).removeprefix(f"{images.train.name}{os.sep}") for row in rows.tolist()]
     return TrainingError(
         f"the loss or its gradient became infinite or nan at step {step} (learning rate {rate:.3g}). The update was "

@@ -22,6 +22,7 @@ ClassWeights = Literal["none", "balanced", "effective"]
 PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
+SamplerName = Literal["uniform", "balanced"]
 InitName = Literal["default", "kaiming", "xavier", "orthogonal", "trunc-normal"]
 InterpolationName = Literal["bilinear", "bicubic"]
 OnBadImage = Literal["stop", "skip"]
@@ -341,6 +342,13 @@ class Settings:
         "Drop the examples of an epoch that do not fill a batch, different ones in each epoch. Default: fill the last "
         "batch with the first examples of the next epoch.",
         _TRUE_OR_FALSE,
+    )
+    sampler: SamplerName = _setting(
+        "uniform",
+        "Training",
+        "How training images are drawn: uniform, each once in an epoch; or balanced, every class equally often, for "
+        "uneven classes. An epoch has as many draws either way.",
+        _one_of(SamplerName),
     )
     accumulate: int = _setting(
         1,

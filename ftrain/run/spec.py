@@ -11,7 +11,7 @@ import torch
 
 from ftrain.data.augment import Augmentation
 from ftrain.data.images import Images
-from ftrain.data.order import Pace
+from ftrain.data.order import Balance, Pace
 from ftrain.data.source import Source
 from ftrain.errors import SettingsError
 from ftrain.run.settings import (
@@ -20,6 +20,7 @@ from ftrain.run.settings import (
     InitName,
     LossName,
     OptimizerName,
+    SamplerName,
     ScheduleName,
     Settings,
     as_before,
@@ -80,6 +81,7 @@ class RunSpec:
     batch_size: int
     eval_batch_size: int
     drop_last: bool
+    sampler: SamplerName
     accumulate: int
     optimizer: OptimizerName
     lr: float
@@ -175,6 +177,7 @@ class RunSpec:
             batch_size=decided("batch_size", settings.batch_size),
             eval_batch_size=decided("eval_batch_size", settings.eval_batch_size),
             drop_last=decided("drop_last", settings.drop_last),
+            sampler=settings.sampler,
             accumulate=settings.accumulate,
             optimizer=settings.optimizer,
             lr=decided("lr", settings.lr),
@@ -251,4 +254,5 @@ class RunSpec:
             image_size=self.image_size,
             augmentation=self.augmentation,
             skip_bad_images=self.skip_bad_images,
+            balance=Balance.of(train.labels) if self.sampler == "balanced" else None,
         )

@@ -10,7 +10,7 @@ from PIL import Image
 import ftrain.random
 from ftrain.data import Augmentation, Images, Job, load, scan
 from ftrain.data.augment import centre_view, example_draws, random_view
-from ftrain.data.order import Pace, epoch_order, train_examples
+from ftrain.data.order import Balance, Pace, epoch_order, train_examples
 from ftrain.errors import DataError
 
 
@@ -63,6 +63,56 @@ def test_a_batch_at_the_end_of_an_epoch_is_filled_from_the_next():
     assert [used[first : first + 10].tolist() for first in range(0, 60, 10)] == [
         epoch_order(0, epoch, 10).tolist() for epoch in range(6)
     ]
+
+
+# Seven examples of one class, two of another, one of a third, and none of a fourth.
+UNEVEN = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 3])
+
+
+def balanced_draws(seed, steps, pace, labels=UNEVEN):
+    """(example, how often it was drawn before) of each draw of the first steps."""
+    balance = Balance.of(labels)
+    drawn = [train_examples(seed, step, pace, balance) for step in range(steps)]
+    return np.concatenate([each.indices for each in drawn]), np.concatenate([each.epochs for each in drawn])
+
+
+def test_with_a_balance_every_class_and_every_example_of_a_class_is_drawn_equally_often():
+    indices, passes = balanced_draws(5, 30, Pace(10, 3))  # nine epochs
+    assert np.bincount(UNEVEN[indices]).tolist() == [30, 30, 0, 30]
+    assert sorted(np.bincount(indices).tolist()) == [4, 4, 4, 4, 4, 5, 5, 15, 15, 30]
+    by_epoch = [np.bincount(UNEVEN[indices[first : first + 10]]).tolist() for first in range(0, 90, 10)]
+    assert by_epoch == [[4, 3, 0, 3], [3, 4, 0, 3], [3, 3, 0, 4]] * 3
+    # No example has a number twice, so that its augmentation is another one at each draw.
+    assert sorted(zip(indices[indices >= 7].tolist(), passes[indices >= 7].tolist(), strict=True)) == [
+        *((7, number) for number in range(15)),
+        *((8, number) for number in range(15)),
+        *((9, number) for number in range(30)),
+    ]
+
+
+def test_the_draws_of_a_balance_are_these():
+    """They must never change, because runs resume with them."""
+    pace, balance = Pace(6, 6), Balance.of([0, 0, 0, 0, 1, 2])
+    drawn = [train_examples(0, step, pace, balance) for step in range(3)]
+    assert [each.indices.tolist() for each in drawn] == [[3, 2, 4, 4, 5, 5], [5, 0, 1, 5, 4, 4], [1, 4, 5, 5, 4, 2]]
+    assert [each.epochs.tolist() for each in drawn] == [[0, 0, 1, 0, 1, 0], [3, 0, 0, 2, 2, 3], [1, 5, 4, 5, 4, 1]]
+
+
+@pytest.mark.parametrize("pace", [Pace(10, 4), Pace(10, 4, drop_last=True), Pace(10, 10), Pace(10, 7)])
+def test_a_balanced_epoch_can_be_entered_anywhere(pace):
+    indices, passes = balanced_draws(1, 50, pace)
+    for step in (49, 7, 23):
+        found = train_examples(1, step, pace, Balance.of(UNEVEN))  # which remembers nothing of the steps before
+        here = slice(step * pace.batch_size, (step + 1) * pace.batch_size)
+        assert (found.indices.tolist(), found.epochs.tolist()) == (indices[here].tolist(), passes[here].tolist())
+
+
+def test_balanced_orders_differ_by_epoch_and_seed():
+    even = np.arange(40) % 2
+    pace = Pace(40, 40)
+    orders = [balanced_draws(seed, 2, pace, even)[0] for seed in (0, 1)]
+    assert all(sorted(order[first : first + 40].tolist()) == list(range(40)) for order in orders for first in (0, 40))
+    assert len({tuple(order[first : first + 40].tolist()) for order in orders for first in (0, 40)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -152,6 +202,22 @@ def test_batches_are_the_same_bytes_with_any_number_of_workers(folder, workers, 
     assert as_bytes(load(images, jobs, workers=workers)) == alone
     # From the middle, as a resumed run loads them.
     assert as_bytes(load(images, jobs[6:], workers=workers)) == alone[6:]
+
+
+def test_balanced_batches_are_the_same_bytes_with_any_number_of_workers(folder):
+    balance = Balance.of([0] * 15 + [1] * 3)
+    images = images_of(folder, balance=balance)
+    jobs = images.train_jobs(0) + images.train_jobs(1)
+    alone = as_bytes(load(images, jobs))
+    assert as_bytes(load(images, jobs, workers=2)) == alone
+    assert as_bytes(load(images, jobs[6:], workers=1)) == alone[6:]
+
+
+def test_an_image_that_is_drawn_again_is_augmented_anew(folder):
+    images = images_of(folder, balance=Balance.of([0] * 17 + [1]), batch_size=18)
+    batch = next(load(images, [Job("train", 0)]))
+    again = batch.images[batch.indices == 17]
+    assert len({each.numpy().tobytes() for each in again}) == len(again) == 9
 
 
 def test_evaluation_counts_every_example_once_and_pads_the_last_batch(folder):

@@ -90,6 +90,15 @@ def test_uneven_classes_weigh_what_the_settings_say():
             {"logit_adjustment": 1.0, "loss": "mean-squared-error"},
             "`logit_adjustment` needs a loss with a softmax; `loss=mean-squared-error` has none",
         ),
+        (
+            {"sampler": "balanced", "class_weights": "effective"},
+            "`sampler=balanced` draws every class equally often already, so that `class_weights` would favour rare "
+            "classes twice; leave one out",
+        ),
+        (
+            {"sampler": "balanced", "logit_adjustment": 1.0},
+            "`sampler=balanced` draws every class equally often already, so that `logit_adjustment` would favour rare",
+        ),
     ],
 )
 def test_what_cannot_be_done_about_uneven_classes(settings, message):

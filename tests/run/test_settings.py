@@ -49,6 +49,7 @@ def test_defaults() -> None:
         "batch_size": None,
         "eval_batch_size": None,
         "drop_last": None,
+        "sampler": "uniform",
         "accumulate": 1,
         "optimizer": "adamw",
         "lr": None,

@@ -28,6 +28,7 @@ SETTINGS = {
     "frozen pattern": {"freeze": "0,1.bias", "ema_decay": 0.9},
     "head first, then frozen": {"head_epochs": 1, "warmup_epochs": 0, "freeze": "0", "ema_decay": 0.9, "accumulate": 3},
     "nothing dropped": {"drop_last": False, "head_epochs": 1, "warmup_epochs": 0},
+    "balanced": {"sampler": "balanced", "drop_last": False},
     "uneven classes": {"class_weights": "effective", "logit_adjustment": 0.5, "loss": "focal"},
     "several labels": {"task": "multi-label", "loss": "focal", "best_by": "map", "mixup": 0.5, "ema_decay": 0.9},
     "compiled": {"head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.5, "compile": True},
@@ -41,7 +42,8 @@ def custom():
 def train(folder, stop_after=None, override=False, **changes):
     """Starts or resumes a run, and stops it after a step."""
     spec, own = tiny_runs.spec(**changes), custom()
-    images = tiny_runs.images(drop_last=spec.drop_last, multi_label=spec.is_multi_label)
+    found = tiny_runs.images(multi_label=spec.is_multi_label)
+    images = spec.images(found.train, found.val)
     with run_folder.lock(folder):
         if run_folder.is_started(folder):
             run = provenance.resumed_run(run_folder.read(folder), spec, images, [], custom=own, override=override)
