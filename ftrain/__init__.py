@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ftrain.run.opened import Run
     from ftrain.schedules import constant, step_decay, warmup_cosine, warmup_linear
     from ftrain.state import DonatedError, TrainState, averaged, init_state, restarted
+    from ftrain.statistics import recompute_statistics
     from ftrain.steps import eval_step, predict_step, train_step
 
 _NAMES_IN = {
@@ -71,6 +72,7 @@ _NAMES_IN = {
     "run.opened": ["Run"],
     "schedules": ["constant", "step_decay", "warmup_cosine", "warmup_linear"],
     "state": ["DonatedError", "TrainState", "averaged", "init_state", "restarted"],
+    "statistics": ["recompute_statistics"],
     "steps": ["eval_step", "predict_step", "train_step"],
 }
 _MODULES = [

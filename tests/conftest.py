@@ -5,7 +5,7 @@ import os
 if os.environ.get("FTRAIN_CHECK_SHAPES"):  # set by test_typed.py
     import jaxtyping
 
-    pure_core = ("random", "schedules", "losses", "metrics", "mix", "module", "optim", "state", "steps")
+    pure_core = ("random", "schedules", "losses", "metrics", "mix", "module", "optim", "state", "statistics", "steps")
     jaxtyping.install_import_hook([f"ftrain.{name}" for name in pure_core], "beartype.beartype")
 
 # Sums are added up in another order with another number of threads; the processes that tests start inherit this one.

@@ -49,6 +49,7 @@ PUBLIC_MODULES = [
     "schedules",
     "scores",
     "state",
+    "statistics",
     "steps",
     "testing",
 ]

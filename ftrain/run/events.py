@@ -104,6 +104,30 @@ class Evaluating:
 
 
 @attrs.frozen
+class StatisticsRecomputed:
+    """The running statistics of BatchNorm were recomputed on training images, because they lag behind the weights, and
+    the network was validated again.
+
+    Attributes:
+      images: training images that they were recomputed on.
+      stale: the weight that the old ones gave to the steps before this epoch.
+      train: metrics of the epoch.
+      before, after: validation metrics with the old statistics and with the new ones.
+      kept: whether the new ones were better, and so replace the old ones.
+      first: whether none were kept in the epochs before.
+    """
+
+    epoch: int
+    images: int
+    stale: float
+    train: dict[str, float]
+    before: dict[str, float]
+    after: dict[str, float]
+    kept: bool
+    first: bool
+
+
+@attrs.frozen
 class EpochEnded:
     """An epoch ended: its line is in metrics.jsonl, and its checkpoint is being written.
 
@@ -154,6 +178,7 @@ Event = (
     | Damaged
     | Saving
     | Evaluating
+    | StatisticsRecomputed
     | EpochEnded
     | EndedEarly
     | Stopped

@@ -27,6 +27,7 @@ from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, Started, Stopped
 from ftrain.run.folder import RunFolder
+from ftrain.run.lagging import Repairs
 from ftrain.run.log import Log
 from ftrain.run.network import could_be_pretrained
 from ftrain.run.session import Session
@@ -94,8 +95,11 @@ def fit(
                 if job.split == "train":
                     yield from session.train(batch)
                 else:
+                    yield from session.evaluate(batch)
                     last = job.number == images.eval_batches - 1
-                    yield from session.evaluate(batch, last=last)
+                    if last and not (yield from session.end_epoch(stop)):
+                        yield from session.stop()
+                        return
                     if last and session.is_over and session.step < spec.total_steps:
                         yield EndedEarly(session.epoch, session.best_epoch)
                         return
@@ -108,6 +112,7 @@ class Position:
     Attributes:
       evaluated: whether the epoch that ends at this step, if one does, has been evaluated.
       metrics_seal: size and SHA-256 of metrics.jsonl when the checkpoint was written; None for a new run.
+      repairs: of the running statistics of BatchNorm.
     """
 
     state: TrainState
@@ -116,6 +121,7 @@ class Position:
     skipped: SkippedImages
     evaluated: bool
     metrics_seal: tuple[int, str] | None
+    repairs: Repairs = Repairs()
 
 
 def _find_position(run: RunFolder, program: Program, images: Images) -> Generator[Event, None, Position]:
@@ -129,15 +135,15 @@ def _find_position(run: RunFolder, program: Program, images: Images) -> Generato
         return Position(program.init(), 0, log, skipped, True, None)
     loaded = checkpoint.load_first(found[::-1], program.template)
     state = keeping_averages(loaded.state, spec.ema_decay > 0.0)
-    evaluated, seal = _restore(loaded, log, skipped, spec)
+    evaluated, seal, repairs = _restore(loaded, log, skipped, spec)
     for path, cause in loaded.damaged.items():
         yield Damaged(f"{cause}; it has been renamed to {checkpoint.quarantine(path).name}")
-    return Position(state, int(state.step), log, skipped, evaluated, seal)
+    return Position(state, int(state.step), log, skipped, evaluated, seal, repairs)
 
 
-def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) -> tuple[bool, tuple[int, str]]:
+def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) -> tuple[bool, tuple[int, str], Repairs]:
     """Restores what a manifest records beside the state; returns whether the epoch that ends at its step, if one does,
-    has been evaluated, and the seal of metrics.jsonl.
+    has been evaluated, the seal of metrics.jsonl, and the repairs of statistics.
 
     Raises:
       CheckpointError: if the manifest lacks something.
@@ -149,7 +155,8 @@ def _restore(loaded: Loaded, log: Log, skipped: SkippedImages, spec: RunSpec) ->
             log.restore(sums, spec.torch_device)
         # After a change of batch size the step may lie in the middle of an epoch.
         evaluated = not (manifest["to_evaluate"] and spec.pace.ends_epoch(manifest["step"]))
-        return evaluated, (int(manifest["metrics"]["bytes"]), str(manifest["metrics"]["sha256"]))
+        seal = int(manifest["metrics"]["bytes"]), str(manifest["metrics"]["sha256"])
+        return evaluated, seal, Repairs(**manifest.get("statistics", {}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = shown(loaded.folder / MANIFEST)
         raise CheckpointError(f"{where} lacks what a run needs to resume: {shown(str(error))}") from error
@@ -187,6 +194,7 @@ def _start(
         position.skipped,
         best=(best["epoch"], best["val"]) if best else None,
         since_best=retention.epochs_since_best(lines, spec.best_by),
+        repairs=position.repairs,
     )
     stage, tensors = program.stage_at(position.step), {**position.state.params, **position.state.buffers}
     yield Started(

@@ -72,11 +72,13 @@ class Log:
         flags = torch.stack([metrics.nonfinite for _, metrics in unchecked]).tolist()
         return next((step for (step, _), flag in zip(unchecked, flags, strict=True) if flag), None)
 
-    def end_epoch(self) -> dict[str, float]:
+    def of_epoch(self) -> dict[str, float]:
         """The metrics of the epoch. All its lines must have been read."""
-        values = _total(self.epoch).compute()
+        return _total(self.epoch).compute()
+
+    def end_epoch(self) -> None:
+        """Forgets the epoch."""
         self.epoch = []
-        return values
 
     def restart_clock(self) -> None:
         """Excludes the time since the last step from the rate of the next line."""

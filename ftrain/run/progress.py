@@ -26,6 +26,7 @@ from ftrain.run.events import (
     Logged,
     Opened,
     Started,
+    StatisticsRecomputed,
     StepTaken,
     Stopped,
 )
@@ -72,6 +73,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
             return f"compiled the {what} step in {took:.0f} s"
         case EndedEarly(epoch, best_epoch):
             return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
+        case StatisticsRecomputed():
+            return _about_statistics(event)
         case EpochEnded():
             best = "  best" if event.best_epoch == event.epoch else ""
             macro = f" macro {event.val['macro_accuracy']:6.1%}" if uneven and "macro_accuracy" in event.val else ""
@@ -136,6 +139,30 @@ def _headline(event: Started) -> str:
     if 0 < event.step < spec.total_steps:
         lines.append(f"resuming from step {event.step} of {spec.total_steps}")
     return "\n".join(lines)
+
+
+def _about_statistics(event: StatisticsRecomputed) -> str | None:
+    before, after = event.before["accuracy"], event.after["accuracy"]
+    if not event.first:
+        if not event.kept:
+            return None
+        return (
+            f"epoch {event.epoch}: BatchNorm's running statistics recomputed; validation accuracy {after:.1%} instead "
+            f"of {before:.1%}"
+        )
+    found = (
+        f"epoch {event.epoch}: validation accuracy is {before:.1%}, near chance, and training accuracy "
+        f"{event.train['accuracy']:.1%}"
+    )
+    if event.kept:
+        return (
+            f"{found}, because BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is "
+            f"from earlier epochs); recomputed on {event.images} training images, they give {after:.1%}"
+        )
+    return (
+        f"{found}; recomputing BatchNorm's statistics on {event.images} training images gives {after:.1%}, so they are "
+        "not the cause and stay as they were"
+    )
 
 
 def _numbers(line: Mapping[str, Any]) -> str:

@@ -129,6 +129,7 @@ def resolve(
         drop_last=bool(settings.drop_last),
         eval_batch_size=settings.eval_batch_size or chosen.batch_size,
         warmup_epochs=warmup_epochs,
+        recompute_statistics=settings.recompute_statistics is not False,
         device=str(device),
         workers=_default_workers() if settings.workers is None else settings.workers,
         precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,

@@ -21,9 +21,20 @@ from ftrain.disk.snapshot import Snapshot
 from ftrain.errors import TrainingError
 from ftrain.metrics import Metrics
 from ftrain.run import folder as run_folder
-from ftrain.run import retention
+from ftrain.run import lagging, retention
 from ftrain.run.build import Program
-from ftrain.run.events import Compiled, Compiling, EpochEnded, Evaluating, Event, Logged, Saving, StepTaken, Stopped
+from ftrain.run.events import (
+    Compiled,
+    Compiling,
+    EpochEnded,
+    Evaluating,
+    Event,
+    Logged,
+    Saving,
+    StatisticsRecomputed,
+    StepTaken,
+    Stopped,
+)
 from ftrain.run.folder import RunFolder
 from ftrain.run.log import Log
 from ftrain.run.skipped import SkippedImages
@@ -62,6 +73,7 @@ class Session:
       saved_step: that of the last checkpoint.
       best: the best epoch so far and its validation metrics.
       since_best: epochs evaluated after it.
+      repairs: of the running statistics of BatchNorm.
     """
 
     run: RunFolder
@@ -74,6 +86,7 @@ class Session:
     skipped: SkippedImages
     best: tuple[int, dict[str, float]] | None = None
     since_best: int = 0
+    repairs: lagging.Repairs = lagging.Repairs()
     saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
     _timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
@@ -132,12 +145,10 @@ class Session:
             self.state = stage.enter(self.state)
         return stage
 
-    def evaluate(self, batch: Batch, *, last: bool) -> Iterator[Event]:
-        """One batch of validation images; the last one ends the epoch."""
+    def evaluate(self, batch: Batch) -> Iterator[Event]:
+        """One batch of validation images."""
         call = functools.partial(self.program.eval_step, averaged(self.state), batch)
         self._evaluated.append((yield from self._announce_compile("evaluation", call)))
-        if last:
-            yield self._end_epoch()
 
     def stop(self) -> Iterator[Event]:
         """Saves what was done since the last checkpoint."""
@@ -164,18 +175,37 @@ class Session:
         if nonfinite_step is not None:
             raise _nonfinite(nonfinite_step, self.images, self.program)
 
-    def _end_epoch(self) -> EpochEnded:
-        epoch = self.epoch
+    def end_epoch(self, stop: Callable[[], bool]) -> Generator[Event, None, bool]:
+        """Ends an epoch whose validation images have all been evaluated. Returns False if `stop` returned True before
+        that was possible."""
+        epoch, train = self.epoch, self.log.of_epoch()
         total = functools.reduce(operator.add, self._evaluated)
         val = total.compute()
+        statistics: dict[str, Any] = {}
+        stale = lagging.staleness(self.program, self.step)
+        if self._lags(stale, train, val):
+            repaired = lagging.repaired(self.program, self.images, self.state, self.step, stop)
+            if repaired is None:
+                return False
+            state, metrics, images = repaired
+            after = metrics.compute()
+            near_chance = not self.repairs.helped and lagging.is_near_chance(train, after, self.images)
+            kept = lagging.is_better(after, val, self.program.spec.best_by) and not near_chance
+            event = StatisticsRecomputed(epoch, images, stale, train, val, after, kept, not self.repairs.helped)
+            yield event
+            self.repairs = self.repairs.after(epoch, kept=kept)
+            statistics = {"statistics": lagging.record(event)}
+            if kept:
+                self.state, total, val = state, metrics, after
+        self.log.end_epoch()
         found = {"thresholds": total.best_thresholds()} if total.examples else {}
-        train = self.log.end_epoch()
         line = {
             "kind": "epoch",
             "epoch": epoch,
             "step": self.step,
             "train": train,
             "val": val,
+            **statistics,
             "left_out": self.skipped.count,
             "seconds": round(time.monotonic() - self._epoch_start, 3),
         }
@@ -186,9 +216,22 @@ class Session:
         saved = self._save(epoch=epoch, val=val, **found)
         self._evaluated = []
         self.restart_clock()
-        best, metrics = self.best
+        best, best_val = self.best
         self.since_best = 0 if best == epoch else self.since_best + 1
-        return EpochEnded(epoch, train, val, self.skipped.count, saved, best, metrics["accuracy"], metrics)
+        yield EpochEnded(epoch, train, val, self.skipped.count, saved, best, best_val["accuracy"], best_val)
+        return True
+
+    def _lags(self, stale: float, train: dict[str, float], val: dict[str, float]) -> bool:
+        """Whether statistics are to be recomputed after an epoch with these metrics."""
+        spec = self.program.spec
+        if (
+            not spec.recompute_statistics
+            or spec.is_multi_label
+            or stale < lagging.STALE
+            or not self.repairs.due(self.epoch)
+        ):
+            return False
+        return self.repairs.helped or lagging.is_near_chance(train, val, self.images)
 
     def _save(self, **notes: Any) -> Path:
         """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""
@@ -198,6 +241,7 @@ class Session:
             "to_evaluate": False,
             **notes,
             "left_out": self.skipped.save(),
+            **({"statistics": attrs.asdict(self.repairs)} if self.program.spec.recompute_statistics else {}),
             "metrics": run_folder.metrics_seal(self.run),
             "classes": self.run.classes,
             "config": self.run.config,

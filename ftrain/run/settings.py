@@ -453,6 +453,13 @@ class Settings:
         "predict and export then use. Default: no average.",
         _number(0.0, below=1.0),
     )
+    recompute_statistics: bool | None = _setting(
+        None,
+        "Training",
+        "If validation is near chance although training learns, recompute the running statistics of BatchNorm on "
+        "training images where they lag behind the weights, and use them where they are better. Default: yes.",
+        _TRUE_OR_FALSE,
+    )
     seed: int = _setting(0, "Run", "Seed for all random numbers.", _integer(0, 2**64 - 1))
     device: str = _setting("auto", "Run", "Device to train on: auto, cpu, cuda, cuda:N or mps.", _DEVICE)
     workers: int | None = _setting(
@@ -572,6 +579,7 @@ def as_before(settings: Settings) -> Settings:
         task="single-label" if settings.task == "auto" else settings.task,
         loss=settings.loss or "cross-entropy",
         best_by=settings.best_by or "accuracy",
+        recompute_statistics=bool(settings.recompute_statistics),
     )
 
 

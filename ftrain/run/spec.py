@@ -99,6 +99,7 @@ class RunSpec:
     label_smoothing: float
     clip_norm: float  # infinity for no clipping
     ema_decay: float  # 0 for no average
+    recompute_statistics: bool
     seed: int
     device: str  # as torch names it: cpu, cuda, cuda:1, mps
     workers: int
@@ -195,6 +196,7 @@ class RunSpec:
             label_smoothing=settings.label_smoothing,
             clip_norm=math.inf if settings.clip_norm is None else settings.clip_norm,
             ema_decay=settings.ema_decay or 0.0,
+            recompute_statistics=bool(settings.recompute_statistics),
             seed=settings.seed,
             device=settings.device,
             workers=decided("workers", settings.workers),

@@ -22,6 +22,7 @@ from ftrain.run.network import head_of, memory_format
 from ftrain.run.settings import BATCH_NORM
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, restarted
+from ftrain.statistics import smallest_momentum
 from ftrain.steps import Batch, train_step
 
 LOSSES: dict[str, Loss] = {
@@ -49,6 +50,7 @@ class Stage:
       apply: the network, for images uint8 [B, 3, S, S]; it normalises them.
       peak, steps, warmup: of the learning-rate schedule.
       lr_factors: of the learning rates of the parameters; None if all have the same.
+      momentum: the smallest of the BatchNorm layers whose statistics change in it; None if there are none.
     """
 
     spec: RunSpec
@@ -61,6 +63,7 @@ class Stage:
     steps: int
     warmup: int
     lr_factors: optim.LrFactors | None = None
+    momentum: float | None = None
 
     @functools.cached_property
     def optimizer(self) -> optim.Optimizer:
@@ -133,7 +136,8 @@ def make_stages(
         frozen = tuple(name for name in names if name not in trained)
         apply, params, buffers = functionalize(module, frozen=frozen)
         apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
-        return Stage(spec, custom, first, trained, frozen, apply, **schedule), (params, buffers)
+        momentum = smallest_momentum(module, frozen=frozen)
+        return Stage(spec, custom, first, trained, frozen, apply, momentum=momentum, **schedule), (params, buffers)
 
     whole, tensors = stage(
         head_steps,

@@ -68,6 +68,7 @@ def test_defaults() -> None:
         "label_smoothing": 0.1,
         "clip_norm": None,
         "ema_decay": None,
+        "recompute_statistics": None,
         "seed": 0,
         "device": "auto",
         "workers": None,

@@ -1,0 +1,144 @@
+"""Validation at chance although training learns: whether the running statistics of BatchNorm are to blame, and their
+repair."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+import attrs
+import numpy as np
+
+import ftrain.random
+from ftrain.data.batches import load
+from ftrain.data.device import on_device
+from ftrain.data.images import Images, Job
+from ftrain.metrics import Metrics
+from ftrain.run import retention
+from ftrain.run.build import Program
+from ftrain.run.events import StatisticsRecomputed
+from ftrain.run.settings import BestBy
+from ftrain.state import TrainState, averaged
+from ftrain.statistics import recompute_statistics
+from ftrain.steps import Batch
+
+IMAGES = 2_048  # training images that statistics are recomputed on, at most
+STALE = 0.1  # weight of the steps before an epoch, from which statistics are said to lag
+PURPOSE = 2**32 - 3  # what the state's key is folded with in place of a step, which never gets this far
+
+
+@attrs.frozen
+class Repairs:
+    """What was tried so far in a run. A checkpoint's manifest records it.
+
+    Attributes:
+      helped: whether recomputed statistics were better before, so that they are recomputed in every epoch.
+      failed: how often they were not, while `helped` was false.
+      last: the epoch in which that was last so.
+    """
+
+    helped: bool = False
+    failed: int = 0
+    last: int = 0
+
+    def after(self, epoch: int, *, kept: bool) -> Repairs:
+        """With a further try in this epoch."""
+        if kept or self.helped:
+            return attrs.evolve(self, helped=True)
+        return Repairs(failed=self.failed + 1, last=epoch)
+
+    def due(self, epoch: int) -> bool:
+        """Whether to try in this epoch: each time that it did not help, the next try has to wait twice as long."""
+        return self.helped or not self.failed or epoch >= self.last + 2**self.failed
+
+
+def staleness(program: Program, step: int) -> float:
+    """The weight that the running statistics at the end of an epoch give to the steps before this epoch, at least in
+    one layer of BatchNorm; 0 if the network has none that is trained."""
+    pace, momentum = program.spec.pace, program.stage_at(step - 1).momentum
+    if momentum is None:
+        return 0.0
+    epoch = pace.epoch_of(step)
+    return (1.0 - momentum) ** (step - pace.steps(epoch - 1))
+
+
+def is_near_chance(train: Mapping[str, float], val: Mapping[str, float], images: Images) -> bool:
+    """Whether the validation accuracy is nearer to chance than to the training accuracy, which is clearly above chance;
+    chance is the frequency of the most frequent class."""
+    chance = float(np.bincount(images.val.labels).max()) / len(images.val)
+    learned = train["accuracy"] - chance
+    # Three and two standard errors.
+    clear = learned > 3.0 * math.sqrt(0.25 / max(1.0, train["count"]))
+    apart = train["accuracy"] - val["accuracy"] > 2.0 * math.sqrt(0.25 / len(images.val))
+    return clear and apart and val["accuracy"] - chance < learned / 2.0
+
+
+def repaired(
+    program: Program, images: Images, state: TrainState, step: int, stop: Callable[[], bool]
+) -> tuple[TrainState, Metrics, int] | None:
+    """The state with statistics recomputed on training images, the metrics of a validation with it, and how many
+    images these were; None if `stop` returned True before the end.
+
+    The images are those of the epoch's last batches, at most 2,048 in whole batches, without augmentation. If the state
+    keeps averages, the statistics are those of the averaged network. Training itself goes on as without them, since it
+    normalises with those of each batch.
+    """
+    spec = program.spec
+    plain = attrs.evolve(
+        images.augmentation, crop_scale=1.0, flip=False, policy="none", jitter=(0.0, 0.0, 0.0, 0.0), erasing=0.0
+    )
+    first = spec.pace.steps(spec.pace.epoch_of(step) - 1)
+    jobs = [Job("train", number) for number in range(max(first, step - max(1, IMAGES // spec.batch_size)), step)]
+    network = averaged(state)
+    with closing(_loaded(attrs.evolve(images, augmentation=plain), program, jobs)) as batches:
+        buffers = recompute_statistics(
+            network.params,
+            network.buffers,
+            _until(stop, batches),
+            apply=program.stage_at(step - 1).apply,
+            key=ftrain.random.fold_in(ftrain.random.fold_in(state.key, PURPOSE), state.step),
+            precision=spec.dtype,
+        )
+    changed = {name: tensor for name, tensor in buffers.items() if tensor is not network.buffers[name]}
+    averages = {name: changed[name].clone() if name in changed else each for name, each in state.ema.items()}
+    new = TrainState(**{**vars(state), "buffers": {**state.buffers, **changed}, "ema": averages})
+    with closing(_loaded(images, program, images.val_jobs())) as batches:
+        parts = [program.eval_step(averaged(new), batch) for batch in _until(stop, batches)]
+    return None if stop() else (new, functools.reduce(operator.add, parts), len(jobs) * spec.batch_size)
+
+
+def is_better(one: Mapping[str, float], other: Mapping[str, float], by: BestBy) -> bool:
+    """Whether the first of two validations is better: by what makes an epoch the best, and then by the loss."""
+    return (retention.score(one, by), -one["loss"]) > (retention.score(other, by), -other["loss"])
+
+
+def record(event: StatisticsRecomputed) -> dict[str, Any]:
+    """What the line of the epoch in metrics.jsonl records."""
+    return {
+        "images": event.images,
+        "accuracy_before": event.before["accuracy"],
+        "loss_before": event.before["loss"],
+        "accuracy_after": event.after["accuracy"],
+        "loss_after": event.after["loss"],
+        "kept": event.kept,
+    }
+
+
+def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches up to one, at least, after which `stop` returns True."""
+    for batch in batches:
+        yield batch
+        if stop():
+            return
+
+
+def _loaded(images: Images, program: Program, jobs: list[Job]) -> Generator[Batch]:
+    spec = program.spec
+    loading = load(images, jobs, workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
+    with closing(loading):
+        for batch, _ in on_device(loading, spec.torch_device):
+            yield batch
