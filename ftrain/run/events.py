@@ -103,26 +103,31 @@ class Evaluating:
     epoch: int
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class StatisticsRecomputed:
     """The running statistics of BatchNorm were recomputed on training images, because they lag behind the weights, and
     the network was validated again.
 
     Attributes:
-      images: training images that they were recomputed on.
       stale: the weight that the old ones gave to the steps before this epoch.
       train: metrics of the epoch.
       before, after: validation metrics with the old statistics and with the new ones.
-      kept: whether the new ones were better, and so replace the old ones.
-      first: whether none were kept in the epochs before.
+      images: training images that they were recomputed on.
+      fit_before, fit_after: accuracy in evaluation on these images, with the old statistics and with the new ones.
+      to_blame: whether the old ones explain, in this epoch or one before, why validation is near chance.
+      kept: whether the new ones replace the old ones, because they are to blame and validation is better.
+      first: whether they were not found to be to blame before.
     """
 
     epoch: int
-    images: int
     stale: float
     train: dict[str, float]
     before: dict[str, float]
     after: dict[str, float]
+    images: int
+    fit_before: float
+    fit_after: float
+    to_blame: bool
     kept: bool
     first: bool
 

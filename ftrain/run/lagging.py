@@ -8,25 +8,26 @@ import math
 import operator
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
+from torch import Tensor
 
 import ftrain.random
 from ftrain.data.batches import load
 from ftrain.data.device import on_device
 from ftrain.data.images import Images, Job
-from ftrain.metrics import Metrics
 from ftrain.run import retention
 from ftrain.run.build import Program
 from ftrain.run.events import StatisticsRecomputed
 from ftrain.run.settings import BestBy
 from ftrain.state import TrainState, averaged
 from ftrain.statistics import recompute_statistics
-from ftrain.steps import Batch
 
-IMAGES = 2_048  # training images that statistics are recomputed on, at most
+T = TypeVar("T")
+
+IMAGES = 1_024  # training images that statistics are recomputed on, at most
 STALE = 0.1  # weight of the steps before an epoch, from which statistics are said to lag
 PURPOSE = 2**32 - 3  # what the state's key is folded with in place of a step, which never gets this far
 
@@ -36,24 +37,42 @@ class Repairs:
     """What was tried so far in a run. A checkpoint's manifest records it.
 
     Attributes:
-      helped: whether recomputed statistics were better before, so that they are recomputed in every epoch.
-      failed: how often they were not, while `helped` was false.
+      to_blame: whether statistics were found to be to blame, so that they are recomputed in every further epoch.
+      failed: how often they were not.
       last: the epoch in which that was last so.
     """
 
-    helped: bool = False
+    to_blame: bool = False
     failed: int = 0
     last: int = 0
 
-    def after(self, epoch: int, *, kept: bool) -> Repairs:
+    def after(self, epoch: int, *, to_blame: bool) -> Repairs:
         """With a further try in this epoch."""
-        if kept or self.helped:
-            return attrs.evolve(self, helped=True)
+        if to_blame or self.to_blame:
+            return attrs.evolve(self, to_blame=True)
         return Repairs(failed=self.failed + 1, last=epoch)
 
     def due(self, epoch: int) -> bool:
-        """Whether to try in this epoch: each time that it did not help, the next try has to wait twice as long."""
-        return self.helped or not self.failed or epoch >= self.last + 2**self.failed
+        """Whether to try in this epoch: each time that it was in vain, the next try has to wait twice as long."""
+        return self.to_blame or not self.failed or epoch >= self.last + 2**self.failed
+
+
+@attrs.frozen(eq=False)
+class Repaired:
+    """Statistics recomputed on training images.
+
+    Attributes:
+      state: with the new statistics.
+      val: metrics of the validation with it.
+      images: how many they were recomputed on.
+      before, after: the accuracy in evaluation on these images, with the old statistics and with the new ones.
+    """
+
+    state: TrainState
+    val: dict[str, float]
+    images: int
+    before: float
+    after: float
 
 
 def staleness(program: Program, step: int) -> float:
@@ -67,9 +86,9 @@ def staleness(program: Program, step: int) -> float:
 
 
 def is_near_chance(train: Mapping[str, float], val: Mapping[str, float], images: Images) -> bool:
-    """Whether the validation accuracy is nearer to chance than to the training accuracy, which is clearly above chance;
-    chance is the frequency of the most frequent class."""
-    chance = float(np.bincount(images.val.labels).max()) / len(images.val)
+    """Whether the validation accuracy is nearer to chance than to the training accuracy, which is clearly above
+    chance."""
+    chance = _chance(images)
     learned = train["accuracy"] - chance
     # Three and two standard errors.
     clear = learned > 3.0 * math.sqrt(0.25 / max(1.0, train["count"]))
@@ -77,13 +96,24 @@ def is_near_chance(train: Mapping[str, float], val: Mapping[str, float], images:
     return clear and apart and val["accuracy"] - chance < learned / 2.0
 
 
+def is_to_blame(train: Mapping[str, float], found: Repaired, images: Images) -> bool:
+    """Whether evaluation shows much more of what training has learned with the new statistics than with the old ones.
+    It is measured on training images, which a network that does not generalise recognises too."""
+    learned = train["accuracy"] - _chance(images)
+    return found.after - found.before > max(learned / 4.0, 2.0 * math.sqrt(0.25 / found.images))
+
+
+def _chance(images: Images) -> float:
+    """The frequency of the most frequent class among the validation images."""
+    return float(np.bincount(images.val.labels).max()) / len(images.val)
+
+
 def repaired(
     program: Program, images: Images, state: TrainState, step: int, stop: Callable[[], bool]
-) -> tuple[TrainState, Metrics, int] | None:
-    """The state with statistics recomputed on training images, the metrics of a validation with it, and how many
-    images these were; None if `stop` returned True before the end.
+) -> Repaired | None:
+    """Recomputes statistics on training images and validates again; None if `stop` returned True before the end.
 
-    The images are those of the epoch's last batches, at most 2,048 in whole batches, without augmentation. If the state
+    The images are those of the epoch's last batches, at most 1,024 in whole batches, without augmentation. If the state
     keeps averages, the statistics are those of the averaged network. Training itself goes on as without them, since it
     normalises with those of each batch.
     """
@@ -95,20 +125,33 @@ def repaired(
     jobs = [Job("train", number) for number in range(max(first, step - max(1, IMAGES // spec.batch_size)), step)]
     network = averaged(state)
     with closing(_loaded(attrs.evolve(images, augmentation=plain), program, jobs)) as batches:
-        buffers = recompute_statistics(
-            network.params,
-            network.buffers,
-            _until(stop, batches),
-            apply=program.stage_at(step - 1).apply,
-            key=ftrain.random.fold_in(ftrain.random.fold_in(state.key, PURPOSE), state.step),
-            precision=spec.dtype,
-        )
+        samples = list(_until(stop, batches))
+    buffers = recompute_statistics(
+        network.params,
+        network.buffers,
+        _until(stop, samples),
+        apply=program.stage_at(step - 1).apply,
+        key=ftrain.random.fold_in(ftrain.random.fold_in(state.key, PURPOSE), state.step),
+        precision=spec.dtype,
+    )
     changed = {name: tensor for name, tensor in buffers.items() if tensor is not network.buffers[name]}
     averages = {name: changed[name].clone() if name in changed else each for name, each in state.ema.items()}
     new = TrainState(**{**vars(state), "buffers": {**state.buffers, **changed}, "ema": averages})
     with closing(_loaded(images, program, images.val_jobs())) as batches:
         parts = [program.eval_step(averaged(new), batch) for batch in _until(stop, batches)]
-    return None if stop() else (new, functools.reduce(operator.add, parts), len(jobs) * spec.batch_size)
+    before, after = (_accuracy(program, averaged(each), _until(stop, samples)) for each in (state, new))
+    if stop():
+        return None
+    return Repaired(new, functools.reduce(operator.add, parts).compute(), len(jobs) * spec.batch_size, before, after)
+
+
+def _accuracy(program: Program, state: TrainState, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """In evaluation, on batches with weights."""
+    correct, count = 0.0, 0.0
+    for inputs, labels, weights in batches:
+        hits = program.predict_step(state, inputs).argmax(dim=-1) == labels
+        correct, count = correct + float((hits * weights).sum()), count + float(weights.sum())
+    return correct / max(1.0, count)
 
 
 def is_better(one: Mapping[str, float], other: Mapping[str, float], by: BestBy) -> bool:
@@ -120,15 +163,18 @@ def record(event: StatisticsRecomputed) -> dict[str, Any]:
     """What the line of the epoch in metrics.jsonl records."""
     return {
         "images": event.images,
+        "accuracy_on_them_before": event.fit_before,
+        "accuracy_on_them_after": event.fit_after,
         "accuracy_before": event.before["accuracy"],
-        "loss_before": event.before["loss"],
         "accuracy_after": event.after["accuracy"],
+        "loss_before": event.before["loss"],
         "loss_after": event.after["loss"],
+        "to_blame": event.to_blame,
         "kept": event.kept,
     }
 
 
-def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+def _until(stop: Callable[[], bool], batches: Iterable[T]) -> Iterator[T]:
     """The batches up to one, at least, after which `stop` returns True."""
     for batch in batches:
         yield batch
@@ -136,7 +182,7 @@ def _until(stop: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch
             return
 
 
-def _loaded(images: Images, program: Program, jobs: list[Job]) -> Generator[Batch]:
+def _loaded(images: Images, program: Program, jobs: list[Job]) -> Generator[tuple[Tensor, Tensor, Tensor]]:
     spec = program.spec
     loading = load(images, jobs, workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
     with closing(loading):

@@ -154,14 +154,17 @@ def _about_statistics(event: StatisticsRecomputed) -> str | None:
         f"epoch {event.epoch}: validation accuracy is {before:.1%}, near chance, and training accuracy "
         f"{event.train['accuracy']:.1%}"
     )
-    if event.kept:
+    on_them = f"accuracy in evaluation is {event.fit_after:.1%} on these images instead of {event.fit_before:.1%}"
+    if not event.to_blame:
         return (
-            f"{found}, because BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is "
-            f"from earlier epochs); recomputed on {event.images} training images, they give {after:.1%}"
+            f"{found}; with BatchNorm's statistics recomputed on {event.images} training images, {on_them}, so they "
+            "are not the cause"
         )
+    use = "so they are used" if event.kept else "which is not better, so the old ones stay"
     return (
-        f"{found}; recomputing BatchNorm's statistics on {event.images} training images gives {after:.1%}, so they are "
-        "not the cause and stay as they were"
+        f"{found}, because BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is from "
+        f"earlier epochs); recomputed on {event.images} training images, {on_them}, and {after:.1%} on the validation "
+        f"images, {use}"
     )
 
 

@@ -187,16 +187,26 @@ class Session:
             repaired = lagging.repaired(self.program, self.images, self.state, self.step, stop)
             if repaired is None:
                 return False
-            state, metrics, images = repaired
-            after = metrics.compute()
-            near_chance = not self.repairs.helped and lagging.is_near_chance(train, after, self.images)
-            kept = lagging.is_better(after, val, self.program.spec.best_by) and not near_chance
-            event = StatisticsRecomputed(epoch, images, stale, train, val, after, kept, not self.repairs.helped)
+            to_blame = self.repairs.to_blame or lagging.is_to_blame(train, repaired, self.images)
+            kept = to_blame and lagging.is_better(repaired.val, val, self.program.spec.best_by)
+            event = StatisticsRecomputed(
+                epoch=epoch,
+                stale=stale,
+                train=train,
+                before=val,
+                after=repaired.val,
+                images=repaired.images,
+                fit_before=repaired.before,
+                fit_after=repaired.after,
+                to_blame=to_blame,
+                kept=kept,
+                first=not self.repairs.to_blame,
+            )
             yield event
-            self.repairs = self.repairs.after(epoch, kept=kept)
+            self.repairs = self.repairs.after(epoch, to_blame=to_blame)
             statistics = {"statistics": lagging.record(event)}
             if kept:
-                self.state, total, val = state, metrics, after
+                self.state, val = repaired.state, repaired.val
         self.log.end_epoch()
         found = {"thresholds": total.best_thresholds()} if total.examples else {}
         line = {
@@ -231,7 +241,7 @@ class Session:
             or not self.repairs.due(self.epoch)
         ):
             return False
-        return self.repairs.helped or lagging.is_near_chance(train, val, self.images)
+        return self.repairs.to_blame or lagging.is_near_chance(train, val, self.images)
 
     def _save(self, **notes: Any) -> Path:
         """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""

@@ -135,7 +135,8 @@ def test_it_is_diagnosed_and_repaired(whole):
     assert describe(first, folder, 3, 0.0) == (
         f"epoch 1: validation accuracy is 50.0%, near chance, and training accuracy {accuracy}, because BatchNorm's "
         "running statistics lag behind the weights (94% of them is from earlier epochs); recomputed on 48 training "
-        "images, they give 100.0%"
+        "images, accuracy in evaluation is 100.0% on these images instead of 50.0%, and 100.0% on the validation "
+        "images, so they are used"
     )
 
 
@@ -146,15 +147,18 @@ def test_the_log_and_the_manifest_record_it(whole):
     first = repairs(events)[0]
     assert line["statistics"] == {
         "images": 48,
+        "accuracy_on_them_before": 0.5,
+        "accuracy_on_them_after": 1.0,
         "accuracy_before": 0.5,
-        "loss_before": first.before["loss"],
         "accuracy_after": 1.0,
+        "loss_before": first.before["loss"],
         "loss_after": first.after["loss"],
+        "to_blame": True,
         "kept": True,
     }
     last = checkpoint.find(folder / "checkpoints")[-1]
     manifest = json.loads((last / "manifest.json").read_text())
-    assert manifest["statistics"] == {"helped": True, "failed": 0, "last": 0}
+    assert manifest["statistics"] == {"to_blame": True, "failed": 0, "last": 0}
 
 
 def test_evaluation_uses_the_recomputed_statistics(whole):
@@ -222,15 +226,31 @@ def test_verify_resume_across_a_repair(tmp_path, monkeypatch):
     assert verdict.tensors > 20 and verdict.different == {}
 
 
-def test_what_is_not_due_to_statistics_is_said_and_left_alone(tmp_path):
-    # The network learns the training images; those of validation have nothing to do with their labels.
-    events = train(tmp_path, val=source(40, 1, learnable=False), epochs=6)
+def test_they_are_to_blame_although_the_network_does_not_generalise(tmp_path):
+    # The network learns the training images; the labels of the validation images are chance.
+    events = train(tmp_path, val=source(40, 1, learnable=False))
     found = repairs(events)
-    assert [(event.epoch, event.kept) for event in found][:2] == [(1, False), (3, False)]
-    assert describe(found[0], tmp_path, 6, 0.0).endswith("so they are not the cause and stay as they were")
+    assert (found[0].epoch, found[0].to_blame) == (1, True)
+    assert (found[0].fit_before, found[0].fit_after) == (0.5, 1.0)
+    assert [each.first for each in found] == [True, False, False]
+    assert found[0].kept and found[0].after["accuracy"] < 0.7
+    assert [describe(each, tmp_path, 3, 0.0) is None for each in found] == [not each.kept for each in found]
+
+
+def test_what_is_not_due_to_statistics_is_said_and_left_alone(tmp_path, monkeypatch):
+    # Training and evaluation use the same statistics, so that recomputing them changes nothing.
+    monkeypatch.setattr(lagging, "recompute_statistics", lambda params, buffers, batches, **_: buffers)
+    events = train(tmp_path, epochs=6)
+    found = repairs(events)
+    assert [(event.epoch, event.to_blame, event.kept) for event in found] == [(1, False, False), (3, False, False)]
+    assert describe(found[0], tmp_path, 6, 0.0).endswith(
+        "; with BatchNorm's statistics recomputed on 48 training images, accuracy in evaluation is 50.0% on these "
+        "images instead of 50.0%, so they are not the cause"
+    )
     assert "statistics" not in lines(tmp_path)[1]
-    state = load_file(checkpoint.find(tmp_path / "checkpoints")[-1] / "state.safetensors")
-    assert state["buffers/1.num_batches_tracked"].item() == 36
+    last = checkpoint.find(tmp_path / "checkpoints")[-1]
+    assert load_file(last / "state.safetensors")["buffers/1.num_batches_tracked"].item() == 36
+    assert json.loads((last / "manifest.json").read_text())["statistics"] == {"to_blame": False, "failed": 2, "last": 3}
 
 
 def test_statistics_that_keep_up_are_not_suspected(tmp_path):
@@ -265,9 +285,9 @@ def test_tries_that_do_not_help_become_rare():
     for epoch in range(1, 32):
         if repairs.due(epoch):
             tried.append(epoch)
-            repairs = repairs.after(epoch, kept=False)
+            repairs = repairs.after(epoch, to_blame=False)
     assert tried == [1, 3, 7, 15, 31]
-    assert repairs.after(40, kept=True).after(41, kept=False) == Repairs(helped=True, failed=5, last=31)
+    assert repairs.after(40, to_blame=True).after(41, to_blame=False) == Repairs(to_blame=True, failed=5, last=31)
 
 
 def test_a_run_that_does_not_know_the_setting_does_without():
