@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 from ftrain.data.augment import example_draws
 from ftrain.data.images import Images, Job
 from ftrain.data.labels import is_multi_label
-from ftrain.data.order import train_examples
+from ftrain.data.order import Examples, train_examples
 from ftrain.data.pixels import train_pixels, val_pixels
 from ftrain.data.workers import run_jobs, shared_zeros
 from ftrain.errors import DataError
@@ -69,6 +69,15 @@ def load(images: Images, jobs: Iterable[Job], *, workers: int = 0, pin_memory: b
         yield batch
 
 
+def batch_examples(images: Images, job: Job) -> Examples:
+    """The examples of a batch, without padding."""
+    if job.split == "train":
+        return train_examples(images.seed, job.number, images.pace, images.balance)
+    first = job.number * images.eval_batch_size
+    indices = np.arange(first, min(first + images.eval_batch_size, len(images.val)))
+    return Examples(indices, np.zeros_like(indices))
+
+
 def read_batch(images: Images, job: Job) -> ImageBatch:
     """One batch, loaded in this process. It is padded to its full size with weight 0, so that shapes never vary.
 
@@ -77,11 +86,9 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     """
     train = job.split == "train"
     source, size = (images.train, images.batch_size) if train else (images.val, images.eval_batch_size)
+    indices, epochs = batch_examples(images, job)
     if train:
-        indices, epochs = train_examples(images.seed, job.number, images.pace, images.balance)
         draws = example_draws(images.seed, epochs, indices, count=images.augmentation.draws)
-    else:
-        indices = np.arange(job.number * size, min((job.number + 1) * size, len(source)))
     shape = (size, 3, images.image_size, images.image_size)
     # A worker process writes straight into shared memory, so that handing over the batch copies nothing.
     pixels = torch.zeros(shape, dtype=torch.uint8) if get_worker_info() is None else shared_zeros(*shape)

@@ -24,6 +24,21 @@ class Opened:
 
 
 @attrs.frozen
+class ComputingFeatures:
+    """Features of the frozen backbone are computed, once, and the head is trained on them.
+
+    Attributes:
+      done: images so far.
+      total: all images, for training and for validation.
+      bytes: the size of all features.
+    """
+
+    done: int
+    total: int
+    bytes: int
+
+
+@attrs.frozen
 class Started:
     """Training starts, or resumes at `step`.
 
@@ -174,6 +189,7 @@ Event = (
     Preparing
     | Opened
     | Caching
+    | ComputingFeatures
     | Started
     | Compiling
     | Compiled

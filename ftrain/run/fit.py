@@ -26,6 +26,7 @@ from ftrain.run.check import check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, Started, Stopped
+from ftrain.run.features import with_features
 from ftrain.run.folder import RunFolder
 from ftrain.run.lagging import Repairs
 from ftrain.run.log import Log
@@ -71,19 +72,22 @@ def fit(
         check(program)
         position = yield from _find_position(run, program, images)
         over = _ended_early(run, spec, position)
+        features = None
         if position.step < spec.total_steps and not over:
-            cached = yield from _until(stop, with_caches(images, spec))
-            if cached is None:
+            found = yield from _until(stop, with_features(program, images, position.state))
+            cached = (yield from _until(stop, with_caches(images, spec))) if found == (None,) else images
+            if found is None or cached is None:
                 yield Stopped(position.step)
                 return
-            images = cached
+            [features], images = found, cached
+            program = features.program if features else program
             yield from position.skipped.add_cached(images)
         session = yield from _start(run, program, images, saver, position)
         if over:
             return
         jobs = functools.partial(_jobs, images, spec, session.step, evaluated=position.evaluated)
         loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
-        batches = on_device(loading, spec.torch_device)
+        batches = features.batches(jobs()) if features else on_device(loading, spec.torch_device)
         session.restart_clock()
         with closing(loading):  # ends the workers immediately, however the run ends
             for job in jobs():

@@ -17,6 +17,7 @@ from ftrain.data.source import Preparing
 from ftrain.run.events import (
     Compiled,
     Compiling,
+    ComputingFeatures,
     Damaged,
     EndedEarly,
     EpochEnded,
@@ -168,6 +169,13 @@ def _about_statistics(event: StatisticsRecomputed) -> str | None:
     )
 
 
+def _about_features(event: ComputingFeatures) -> str:
+    return (
+        f"features of the frozen backbone are computed once ({event.total} images, {readable(event.bytes)}), and the "
+        "head is trained on them"
+    )
+
+
 def _numbers(line: Mapping[str, Any]) -> str:
     return (
         f"loss {line['loss']:.4f}  {_quality(line)}  lr {line.get('lr', float('nan')):.2e}  "
@@ -195,7 +203,9 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator
                 text = f"compiling the {what} step, which can take minutes ..."
             case Caching(0, total, size, place) if size > LARGE_CACHE:
                 text = f"caching {total} decoded images in {place}: {readable(size)}"
-            case Caching() if may_print:
+            case ComputingFeatures(0):
+                text = _about_features(event)
+            case Caching() | ComputingFeatures() if may_print:
                 text = _status(event, epochs)
             case EpochEnded():
                 epoch_start = time.monotonic()
@@ -233,6 +243,8 @@ def _status(event: Event, epochs: int) -> str | None:
             return f"{what}: {done} of {total}"
         case Caching(done, total):
             return f"caching decoded images: {done / total:.0%}"
+        case ComputingFeatures(done, total):
+            return f"computing features: {done} of {total} images"
         case _:
             return None
 
@@ -296,6 +308,10 @@ def _on_terminal(
                 case Caching(done, total, size, place):
                     progress.update(task, description="caching decoded images", total=total, completed=done)
                     progress.update(task, numbers=f"{readable(size)} in {place}")
+                case ComputingFeatures(done, total):
+                    if done == 0:
+                        progress.console.print(_about_features(event), markup=False, highlight=False)
+                    progress.update(task, description="computing features", total=total, completed=done)
                 case Evaluating(epoch):
                     progress.update(task, description=f"epoch {epoch}/{epochs} validating")
                 case EpochEnded():

@@ -130,6 +130,8 @@ def resolve(
         eval_batch_size=settings.eval_batch_size or chosen.batch_size,
         warmup_epochs=warmup_epochs,
         recompute_statistics=settings.recompute_statistics is not False,
+        feature_cache=settings.feature_cache is not False,
+        recompute_statistics=settings.recompute_statistics is not False,
         device=str(device),
         workers=_default_workers() if settings.workers is None else settings.workers,
         precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,

@@ -413,6 +413,13 @@ class Settings:
         "same rate everywhere. Default: 0.85 with --weights, otherwise 1.",
         _FRACTION,
     )
+    feature_cache: bool | None = _setting(
+        None,
+        "Fine-tuning",
+        "If only the head is trained, on images that are not augmented, compute the features of the frozen backbone "
+        "once and train the head on them. Default: wherever that gives the same result, up to rounding.",
+        _TRUE_OR_FALSE,
+    )
     loss: LossName | None = _setting(
         None,
         "Training",
@@ -580,6 +587,7 @@ def as_before(settings: Settings) -> Settings:
         loss=settings.loss or "cross-entropy",
         best_by=settings.best_by or "accuracy",
         recompute_statistics=bool(settings.recompute_statistics),
+        feature_cache=bool(settings.feature_cache),
     )
 
 

@@ -93,6 +93,7 @@ class RunSpec:
     head_epochs: int
     head_lr: float
     layer_decay: float
+    feature_cache: bool
     loss: LossName
     class_weights: ClassWeights
     logit_adjustment: float
@@ -190,6 +191,7 @@ class RunSpec:
             head_epochs=decided("head_epochs", settings.head_epochs),
             head_lr=settings.head_lr or decided("lr", settings.lr),
             layer_decay=decided("layer_decay", settings.layer_decay),
+            feature_cache=bool(settings.feature_cache),
             loss=decided("loss", settings.loss),
             class_weights=settings.class_weights,
             logit_adjustment=settings.logit_adjustment,

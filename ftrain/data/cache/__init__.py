@@ -12,11 +12,13 @@ from ftrain.data.cache.format import CacheFormat
 from ftrain.data.cache.images import ImageCache
 from ftrain.data.cache.plan import CachePlan, plan_cache
 from ftrain.data.cache.room import available_memory, free_disk, free_shared_memory
+from ftrain.data.cache.table import FeatureTable
 
 __all__ = [
     "CacheFormat",
     "CachePlan",
     "Caching",
+    "FeatureTable",
     "ImageCache",
     "available_memory",
     "build_cache",

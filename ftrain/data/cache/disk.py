@@ -78,7 +78,7 @@ def build_on_disk(
     filling, claim = _claim(folder)
     try:
         with open(filling / PIXELS, "wb") as file:
-            _reserve(file.fileno(), plan.bytes, folder)
+            reserve(file.fileno(), plan.bytes, folder)
             partial = ImageCache(plan, form, filling / PIXELS, None)
             for event in fill(source, partial, workers):
                 if isinstance(event, ImageCache):
@@ -132,8 +132,12 @@ def _claim(folder: Path) -> tuple[Path, int]:
         os.close(everything)
 
 
-def _reserve(descriptor: int, count: int, folder: Path) -> None:
-    """Allocates the disk space in advance, so that a disk that is too small is reported at once."""
+def reserve(descriptor: int, count: int, folder: Path) -> None:
+    """Allocates the disk space in advance, so that a disk that is too small is reported at once.
+
+    Args:
+      folder: of the cache, for the message.
+    """
     try:
         if count and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, count)
