@@ -29,11 +29,13 @@ class Cut(NamedTuple):
 
     Attributes:
       backbone: from the network's inputs to features.
-      head: from features to logits. The buffers that it returns are those of the whole network.
+      head: from features to logits. It needs only its own tensors, and returns all buffers that it is given.
+      of_head: the names of the tensors of the head.
     """
 
     backbone: Apply
     head: Apply
+    of_head: frozenset[str]
 
 
 def cut(module: torch.nn.Module, head: Sequence[str], *, frozen: Collection[str]) -> Cut | None:
@@ -69,7 +71,7 @@ def cut(module: torch.nn.Module, head: Sequence[str], *, frozen: Collection[str]
     apply, _, _ = functionalize(last, frozen=[each.removeprefix(prefix) for each in frozen if each in owned])
     for _, layer in tail:
         layer.forward = types.MethodType(_unchanged, layer)
-    return Cut(functionalize(whole, frozen=frozen).apply, _in_whole(apply, prefix, owned))
+    return Cut(functionalize(whole, frozen=frozen).apply, _in_whole(apply, prefix, owned), frozenset(owned))
 
 
 def is_faithful(
@@ -134,7 +136,8 @@ def _in_whole(apply: Apply, prefix: str, owned: Collection[str]) -> Apply:
             {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name in owned}
             for tensors in (params, buffers)
         )
-        outputs, new = apply(own, others, inputs, train=train, key=key)
+        # A copy, since a dropout may write into its input, which is an intermediate result of the whole network.
+        outputs, new = apply(own, others, inputs.clone(), train=train, key=key)
         return outputs, {**buffers, **{prefix + name: tensor for name, tensor in new.items()}}
 
     return in_whole

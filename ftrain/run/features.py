@@ -158,7 +158,7 @@ def _parts(program: Program, state: TrainState) -> Cut | None:
     if found is None:
         return None
     backbone = normalized(found.backbone, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
-    parts = Cut(backbone, found.head)
+    parts = found._replace(backbone=backbone)
     key = ftrain.random.key(spec.seed, device=spec.device)
     faithful = is_faithful(parts, stage.apply, state.params, state.buffers, _example(program), key=key)
     return parts if faithful else None
@@ -181,4 +181,5 @@ def _on_features(program: Program, parts: Cut) -> Program:
     """The program of a run whose batches are features. A step on them is too short to be compiled."""
     spec = attrs.evolve(program.spec, compile=False)
     [stage] = program.stages
-    return attrs.evolve(program, spec=spec, stages=(attrs.evolve(stage, spec=spec, apply=parts.head),))
+    stage = attrs.evolve(stage, spec=spec, apply=parts.head, tensors=parts.of_head)
+    return attrs.evolve(program, spec=spec, stages=(stage,))

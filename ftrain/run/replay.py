@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ftrain.data.batches import ImageBatch, load
+from ftrain.data.batches import ImageBatch, load, read_batch
 from ftrain.data.cache import Caching
 from ftrain.data.device import on_device
 from ftrain.data.images import Images, Job
@@ -23,8 +23,10 @@ from ftrain.run.build import Program, build
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
 from ftrain.run.events import Damaged
+from ftrain.run.features import Features, with_features
 from ftrain.run.fit import with_caches
 from ftrain.run.folder import RunFolder
+from ftrain.run.locate import to_end
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, keeping_averages
 from ftrain.text import shown
@@ -83,22 +85,28 @@ def replay(
             yield from (Damaged(cause) for cause in loaded.damaged.values())
         else:
             state = program.init()
-        images = yield from with_caches(images, spec)
-        yield from _repeat(program, images, state, step)
+        [features] = to_end(with_features(program, images, state))
+        if features is None:
+            images = yield from with_caches(images, spec)
+        yield from _repeat(features.program if features else program, images, state, step, features)
 
 
-def _repeat(program: Program, images: Images, state: TrainState, step: int) -> Iterator[Replaying | Replayed]:
+def _repeat(
+    program: Program, images: Images, state: TrainState, step: int, features: Features | None
+) -> Iterator[Replaying | Replayed]:
     spec = program.spec
     first = int(state.step)
     jobs = [Job("train", number) for number in range(first, step)]
     with closing(load(images, jobs, workers=spec.workers)) as loading:
-        batches = on_device(loading, spec.torch_device)
+        batches = features.batches(jobs) if features else on_device(loading, spec.torch_device)
         for done in range(first, step - 1):
             yield Replaying(done, step)
             stage = program.stage_at(done)
             state, _ = stage.train_step(stage.enter(state), next(batches)[0])
         yield Replaying(step - 1, step)
         batch, on_host = next(batches)
+        if features is not None:
+            on_host = read_batch(images, jobs[-1])
         stage = program.stage_at(step - 1)
         state = stage.enter(state)
         eager = attrs.evolve(stage, spec=attrs.evolve(spec, compile=False))

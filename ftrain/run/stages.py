@@ -50,6 +50,7 @@ class Stage:
       apply: the network, for images uint8 [B, 3, S, S]; it normalises them.
       peak, steps, warmup: of the learning-rate schedule.
       lr_factors: of the learning rates of the parameters; None if all have the same.
+      tensors: the names of those that its steps need; None for all. The others stay as they are.
       momentum: the smallest of the BatchNorm layers whose statistics change in it; None if there are none.
     """
 
@@ -64,6 +65,7 @@ class Stage:
     warmup: int
     lr_factors: optim.LrFactors | None = None
     momentum: float | None = None
+    tensors: frozenset[str] | None = None
 
     @functools.cached_property
     def optimizer(self) -> optim.Optimizer:
@@ -88,7 +90,7 @@ class Stage:
     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         """The training step with another optimizer than the run's, for a closer look at a step."""
         spec, custom = self.spec, self.custom
-        step = functools.partial(
+        step: Callable[..., tuple[TrainState, Metrics]] = functools.partial(
             train_step,
             apply=self.apply,
             optimizer=optimizer,
@@ -102,7 +104,23 @@ class Stage:
             skip_nonfinite=skip_nonfinite,
             ema_decay=spec.ema_decay or None,
         )
-        return compile_step(step, donate=True) if spec.compile else functools.partial(step, donate=True)
+        step = compile_step(step, donate=True) if spec.compile else functools.partial(step, donate=True)
+        return step if self.tensors is None else _of_part(step, self.tensors)
+
+
+def _of_part(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], names: frozenset[str]
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A training step that gets only some tensors of the state, because each tensor costs it time."""
+
+    def step_of_part(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        buffers, ema = ({n: each for n, each in part.items() if n in names} for part in (state.buffers, state.ema))
+        part = TrainState(state.step, state.params, buffers, state.opt_state, state.key, ema)
+        new, metrics = step(part, batch)
+        buffers, ema = {**state.buffers, **new.buffers}, {**state.ema, **new.ema}
+        return TrainState(new.step, new.params, buffers, new.opt_state, new.key, ema), metrics
+
+    return step_of_part
 
 
 def make_stages(

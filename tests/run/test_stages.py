@@ -29,6 +29,7 @@ SETTINGS = {
     "head first, then frozen": {"head_epochs": 1, "warmup_epochs": 0, "freeze": "0", "ema_decay": 0.9, "accumulate": 3},
     "nothing dropped": {"drop_last": False, "head_epochs": 1, "warmup_epochs": 0},
     "balanced": {"sampler": "balanced", "drop_last": False},
+    "features": {"freeze": "backbone", "crop_scale": 1.0, "flip": False, "feature_cache": True, "ema_decay": 0.9},
     "uneven classes": {"class_weights": "effective", "logit_adjustment": 0.5, "loss": "focal"},
     "several labels": {"task": "multi-label", "loss": "focal", "best_by": "map", "mixup": 0.5, "ema_decay": 0.9},
     "compiled": {"head_epochs": 1, "warmup_epochs": 0, "layer_decay": 0.5, "compile": True},

@@ -87,17 +87,23 @@ def new_table(folder: Path, shape: Sequence[int]) -> Iterator[FeatureTable]:
     Raises:
       OSError: if the disk is full or cannot be written.
     """
-    with durable.new_folder(folder) as partial:
-        descriptor = os.open(partial / FEATURES, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            reserve(descriptor, 4 * math.prod(shape), folder)
-        finally:
-            os.close(descriptor)
-        table = FeatureTable(_mapped(partial / FEATURES, shape, shared=True), {})
-        yield table
-        durable.sync(partial / FEATURES)
-        about = {"format": FORMAT, "shape": list(shape), "unreadable": table.bad_images}
-        durable.write(partial / ABOUT, [json.dumps(about).encode()])
+    if folder.is_dir() and open_table(folder) is None:  # damaged
+        durable.remove_folder(folder)
+    try:
+        with durable.new_folder(folder) as partial:
+            descriptor = os.open(partial / FEATURES, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                reserve(descriptor, 4 * math.prod(shape), folder)
+            finally:
+                os.close(descriptor)
+            table = FeatureTable(_mapped(partial / FEATURES, shape, shared=True), {})
+            yield table
+            durable.sync(partial / FEATURES)
+            about = {"format": FORMAT, "shape": list(shape), "unreadable": table.bad_images}
+            durable.write(partial / ABOUT, [json.dumps(about).encode()])
+    except OSError:
+        if open_table(folder) is None:  # otherwise another run was first
+            raise
 
 
 def _mapped(path: Path, shape: Sequence[int], *, shared: bool) -> Tensor:
