@@ -129,7 +129,6 @@ def resolve(
         drop_last=bool(settings.drop_last),
         eval_batch_size=settings.eval_batch_size or chosen.batch_size,
         warmup_epochs=warmup_epochs,
-        recompute_statistics=settings.recompute_statistics is not False,
         feature_cache=settings.feature_cache is not False,
         recompute_statistics=settings.recompute_statistics is not False,
         device=str(device),

@@ -60,7 +60,6 @@ def test_defaults() -> None:
         "head_epochs": None,
         "head_lr": None,
         "layer_decay": None,
-        "layer_decay": 1.0,
         "feature_cache": None,
         "warmup_epochs": None,
         "task": "auto",
