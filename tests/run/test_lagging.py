@@ -171,10 +171,11 @@ def test_evaluation_uses_the_recomputed_statistics(whole):
 
 @pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5, "drop_last": False}], ids=["plain", "averages"])
 def test_a_run_resumes_to_the_same_bits_after_any_step(tmp_path, changes):
+    changes = {**changes, "epochs": 2}
     expected_events = train(tmp_path / "whole", **changes)
     assert repairs(expected_events)[0].kept
     expected = tiny_runs.result(tmp_path / "whole")
-    for step in range(1, 18, 2 if changes else 1):
+    for step in range(1, 12):
         folder = tmp_path / str(step)
         train(folder, stop_after=step, **changes)
         train(folder, **changes)
