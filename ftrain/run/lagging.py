@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import attrs
 import numpy as np
+from attrs import validators as v
 from torch import Tensor
 
 import ftrain.random
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 IMAGES = 1_024  # training images that statistics are recomputed on, at most
 STALE = 0.1  # weight of the steps before an epoch, from which statistics are said to lag
+MOST_TRIES = 60  # in vain, after which the time to the next one stays as it is
 PURPOSE = 2**32 - 3  # what the state's key is folded with in place of a step, which never gets this far
 
 
@@ -42,15 +44,15 @@ class Repairs:
       last: the epoch in which that was last so.
     """
 
-    to_blame: bool = False
-    failed: int = 0
-    last: int = 0
+    to_blame: bool = attrs.field(default=False, validator=v.instance_of(bool))
+    failed: int = attrs.field(default=0, validator=[v.instance_of(int), v.ge(0), v.le(MOST_TRIES)])
+    last: int = attrs.field(default=0, validator=[v.instance_of(int), v.ge(0)])
 
     def after(self, epoch: int, *, to_blame: bool) -> Repairs:
         """With a further try in this epoch."""
         if to_blame or self.to_blame:
             return attrs.evolve(self, to_blame=True)
-        return Repairs(failed=self.failed + 1, last=epoch)
+        return Repairs(failed=min(self.failed + 1, MOST_TRIES), last=epoch)
 
     def due(self, epoch: int) -> bool:
         """Whether to try in this epoch: each time that it was in vain, the next try has to wait twice as long."""

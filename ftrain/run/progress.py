@@ -31,6 +31,7 @@ from ftrain.run.events import (
     StepTaken,
     Stopped,
 )
+from ftrain.run.findings import about_features, about_statistics
 from ftrain.text import readable, shown
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
@@ -75,7 +76,7 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
         case EndedEarly(epoch, best_epoch):
             return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
         case StatisticsRecomputed():
-            return _about_statistics(event)
+            return about_statistics(event)
         case EpochEnded():
             best = "  best" if event.best_epoch == event.epoch else ""
             macro = f" macro {event.val['macro_accuracy']:6.1%}" if uneven and "macro_accuracy" in event.val else ""
@@ -142,40 +143,6 @@ def _headline(event: Started) -> str:
     return "\n".join(lines)
 
 
-def _about_statistics(event: StatisticsRecomputed) -> str | None:
-    before, after = event.before["accuracy"], event.after["accuracy"]
-    if not event.first:
-        if not event.kept:
-            return None
-        return (
-            f"epoch {event.epoch}: BatchNorm's running statistics recomputed; validation accuracy {after:.1%} instead "
-            f"of {before:.1%}"
-        )
-    found = (
-        f"epoch {event.epoch}: validation accuracy is {before:.1%}, near chance, and training accuracy "
-        f"{event.train['accuracy']:.1%}"
-    )
-    on_them = f"accuracy in evaluation is {event.fit_after:.1%} on these images instead of {event.fit_before:.1%}"
-    if not event.to_blame:
-        return (
-            f"{found}; with BatchNorm's statistics recomputed on {event.images} training images, {on_them}, so they "
-            "are not the cause"
-        )
-    use = "so they are used" if event.kept else "which is not better, so the old ones stay"
-    return (
-        f"{found}, because BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is from "
-        f"earlier epochs); recomputed on {event.images} training images, {on_them}, and {after:.1%} on the validation "
-        f"images, {use}"
-    )
-
-
-def _about_features(event: ComputingFeatures) -> str:
-    return (
-        f"features of the frozen backbone are computed once ({event.total} images, {readable(event.bytes)}), and the "
-        "head is trained on them"
-    )
-
-
 def _numbers(line: Mapping[str, Any]) -> str:
     return (
         f"loss {line['loss']:.4f}  {_quality(line)}  lr {line.get('lr', float('nan')):.2e}  "
@@ -204,7 +171,7 @@ def _in_lines(events: Iterable[Event], words: Callable[[str], str]) -> Generator
             case Caching(0, total, size, place) if size > LARGE_CACHE:
                 text = f"caching {total} decoded images in {place}: {readable(size)}"
             case ComputingFeatures(0):
-                text = _about_features(event)
+                text = about_features(event)
             case Caching() | ComputingFeatures() if may_print:
                 text = _status(event, epochs)
             case EpochEnded():
@@ -310,7 +277,7 @@ def _on_terminal(
                     progress.update(task, numbers=f"{readable(size)} in {place}")
                 case ComputingFeatures(done, total):
                     if done == 0:
-                        progress.console.print(_about_features(event), markup=False, highlight=False)
+                        progress.console.print(about_features(event), markup=False, highlight=False)
                     progress.update(task, description="computing features", total=total, completed=done)
                 case Evaluating(epoch):
                     progress.update(task, description=f"epoch {epoch}/{epochs} validating")

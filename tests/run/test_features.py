@@ -17,8 +17,8 @@ from ftrain.run import folder as run_folder
 from ftrain.run.api import open_run
 from ftrain.run.custom import Custom
 from ftrain.run.events import ComputingFeatures, EpochEnded, StepTaken
+from ftrain.run.findings import about_features
 from ftrain.run.fit import fit
-from ftrain.run.progress import _about_features
 from ftrain.run.replay import Replayed, replay
 from ftrain.run.settings import Settings, as_before
 
@@ -101,7 +101,7 @@ def test_the_result_is_that_of_the_whole_network(tmp_path, changes):
     assert computed(events)[0] == ComputingFeatures(0, 18, 18 * 36 * 4) and computed(events)[-1].done == 18
     assert not computed(train(tmp_path / "whole", feature_cache=False, **changes))
     assert_same_result(tmp_path / "cached", tmp_path / "whole")
-    assert _about_features(computed(events)[0]) == (
+    assert about_features(computed(events)[0]) == (
         "features of the frozen backbone are computed once (18 images, 2.6 kB), and the head is trained on them"
     )
 

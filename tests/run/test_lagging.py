@@ -293,3 +293,9 @@ def test_tries_that_do_not_help_become_rare():
 
 def test_a_run_that_does_not_know_the_setting_does_without():
     assert as_before(Settings()).recompute_statistics is False
+
+
+@pytest.mark.parametrize("wrong", [{"failed": 10**9}, {"failed": -1}, {"to_blame": 1}, {"last": "2"}, {"other": 1}])
+def test_a_manifest_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises((TypeError, ValueError)):
+        Repairs(**wrong)
