@@ -19,7 +19,7 @@ def run(*arguments):
 
 
 def test_the_core_keeps_its_annotations():
-    names = ("module", "losses", "metrics", "mix", "schedules", "optim", "pure")
+    names = ("module", "losses", "metrics", "mix", "schedules", "optim", "pure", "statistics")
     files = [str(TESTS / ("optim/test_optim.py" if name == "optim" else f"test_{name}.py")) for name in names]
     result = run("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow", "-k", UNCOMPILED, *files)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -199,6 +199,19 @@ def test_a_run_that_is_stopped_while_it_recomputes_evaluates_the_epoch_again(tmp
     assert tiny_runs.result(tmp_path) == tiny_runs.result(whole[0])
 
 
+@pytest.mark.parametrize("last", [StatisticsRecomputed, EpochEnded])
+def test_a_run_that_is_killed_around_a_repair_repeats_it(tmp_path, whole, last):
+    spec, own = spec_of(), Custom(module=network())
+    images = spec.images(source(48, 0), source(40, 1))
+    killed = fit(provenance.new_run(spec, images, tmp_path, [], custom=own), spec, images, own)
+    next(event for event in killed if isinstance(event, last))
+    killed.close()  # saves nothing more
+    saved = [checkpoint.step_of(path) for path in checkpoint.find(tmp_path / "checkpoints")]
+    assert (6 in saved) is (last is EpochEnded)
+    train(tmp_path)
+    assert tiny_runs.result(tmp_path) == tiny_runs.result(whole[0])
+
+
 def test_averages_get_statistics_of_the_averaged_network(tmp_path):
     events = train(tmp_path, ema_decay=0.5, epochs=1)
     assert repairs(events)[0].kept and epochs(events)[0].val["accuracy"] > 0.9
