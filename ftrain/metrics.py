@@ -36,7 +36,8 @@ class Metrics:
       loss: the sum of the losses, each times its example's weight.
       correct: the number of examples whose largest logit is the label's.
       count: the number of examples.
-      nonfinite: the number of batches whose loss or gradient was not finite.
+      nonfinite: the number of batches whose loss or gradient was not finite; in evaluation over logical shards, the
+        number of such shards.
       per_example: further sums over examples: top5, and your own metrics.
       per_step: sums over training steps: steps, lr, grad_norm.
       per_class: in evaluation, sums over the examples of each class, [C]: correct, count.

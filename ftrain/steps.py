@@ -106,10 +106,7 @@ def train_step(
     check_apply(apply)
     _check_options(state, precision, ema_decay)
     inputs, labels, weights = unpack_batch(batch)
-    if accumulate < 1 or len(weights) % accumulate:
-        raise ValueError(
-            f"`accumulate` must be a positive divisor of the batch size, which is {len(weights)}; got {accumulate}"
-        )
+    _check_parts(len(weights), accumulate, reduce)
     if len(batch) == 3:
         inputs = pytree.tree_map(lambda values: _zeroed_where_ignored(values, weights), inputs)
     key = ftrain.random.fold_in(state.key, state.step)
@@ -124,7 +121,6 @@ def train_step(
         return gradients(loss_fn, state.params, state.buffers, key, (inputs, labels, weights), accumulate)
 
     examples = (inputs, labels, weights)
-    _check_shards(len(weights), reduce)
     if reduce is None or reduce.shards == 1:
         grads, measured, buffers = pass_of(examples, key, weights.sum())
     else:
@@ -168,7 +164,7 @@ def eval_step(
         return measure(logits, labels, loss(logits, labels), weights, metrics, by_class=True)
 
     examples = unpack_batch(batch)
-    _check_shards(len(examples[2]), reduce)
+    _check_parts(len(examples[2]), 1, reduce)
     if reduce is None or reduce.shards == 1:
         return metrics_of(examples)
     parts = [metrics_of(part) for part in chunks(examples, len(reduce.own))]
@@ -204,11 +200,17 @@ def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float |
         raise ValueError("`ema_decay` needs a state that keeps averages; make it with init_state(..., ema=True)")
 
 
-def _check_shards(examples: int, reduce: Reduce | None) -> None:
-    if reduce is not None and examples % len(reduce.own):
+def _check_parts(examples: int, accumulate: int, reduce: Reduce | None) -> None:
+    shards = 1 if reduce is None else len(reduce.own)
+    if examples % shards:
         raise ValueError(
-            f"the batch of this process must have the same number of examples for each of its {len(reduce.own)} "
-            f"shards; got {examples} examples"
+            f"the batch of this process must have the same number of examples for each of its {shards} shards; got "
+            f"{examples} examples"
+        )
+    if accumulate < 1 or examples // shards % accumulate:
+        what = "the batch size" if reduce is None else "the number of examples of a shard"
+        raise ValueError(
+            f"`accumulate` must be a positive divisor of {what}, which is {examples // shards}; got {accumulate}"
         )
 
 

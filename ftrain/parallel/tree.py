@@ -64,19 +64,20 @@ class TreeSum:
 
         Raises:
           ValueError: if there is not a part for each shard.
-          RuntimeError: under a transform of torch.func, where torch would silently return sums that are not complete.
+          RuntimeError: under a transform of torch.func, or where autograd would record the call: torch would silently
+            return sums, or gradients, that are not complete.
         """
         if len(parts) != len(self.own):
             raise ValueError(f"`parts` must have a part for each of {len(self.own)} shards; got {len(parts)}")
         total = tree_sum(parts)
         if not self.pairs:
             return total
-        if under_functorch():
-            raise RuntimeError(
-                "processes cannot exchange values under torch.func's vmap or grad, where the sums would silently be "
-                "incomplete; transform a step without `reduce`, or use one process"
-            )
         leaves, structure = pytree.tree_flatten(total)
+        if under_functorch() or (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)):
+            raise RuntimeError(
+                "processes cannot exchange values under vmap or what is differentiated, where sums or gradients would "
+                "silently be incomplete; differentiate a step without `reduce`, or use one process"
+            )
         return pytree.tree_unflatten(self._over_processes(leaves), structure)  # type: ignore[no-any-return]
 
     def _over_processes(self, leaves: list[Any]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from networks import made
 from parallel import sharded_steps
 
 import ftrain
-from ftrain.parallel import ranks, tree_sum
+from ftrain.parallel import TreeSum, ranks, tree_sum
 
 TESTS = Path(__file__).parents[1]
 
@@ -117,6 +117,45 @@ def test_a_sum_is_a_balanced_tree():
 def test_what_cannot_be_laid_out(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_each_shard_is_accumulated_in_parts():
+    module, size = made("linear")
+    apply, params, buffers = ftrain.functionalize(module)
+    optimizer = ftrain.sgd(0.1)
+    state = ftrain.init_state(params, buffers, optimizer, seed=0)
+    step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, reduce=ranks(shards=2).sum)
+    images, labels, weights = sharded_steps.batch(0, size, False)
+    assert step(state, (images, labels, weights), accumulate=4)[0].step.item() == 1  # parts of 2
+    with pytest.raises(ValueError, match="divisor of the number of examples of a shard, which is 6; got 4"):
+        step(state, (images[:12], labels[:12], weights[:12]), accumulate=4)
+
+
+def test_several_labels_are_not_evaluated_over_shards():
+    apply, params, buffers = ftrain.functionalize(torch.nn.Linear(3, 2))
+    state = ftrain.init_state(params, buffers, ftrain.sgd(0.1), seed=0)
+    with pytest.raises(ValueError, match="`reduce` cannot add metrics that keep the examples"):
+        ftrain.eval_step(
+            state,
+            (torch.ones(4, 3), torch.zeros(4, 2)),
+            apply=apply,
+            loss=ftrain.binary_cross_entropy,
+            measure=ftrain.multi_label.measure,
+            reduce=ranks(shards=2).sum,
+        )
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad", "autograd"])
+def test_a_sum_over_processes_is_not_differentiated_or_vmapped(transform):
+    total = TreeSum(shards=2, own=range(1), pairs=(None,))  # a group that would be used
+    values = torch.ones(3)
+    calls = {
+        "vmap": lambda: torch.func.vmap(lambda row: total([row]))(values),
+        "grad": lambda: torch.func.grad(lambda row: total([row]).sum())(values),
+        "autograd": lambda: total([values.requires_grad_()]),
+    }
+    with pytest.raises(RuntimeError, match="cannot exchange values under vmap or what is differentiated"):
+        calls[transform]()
 
 
 def test_a_batch_that_does_not_fill_the_shards():
