@@ -1,5 +1,5 @@
 """Steps over processes: `python sharded_steps.py RANK WORLD FOLDER` takes part in all cases, and process 0 writes their
-digests. Without processes, `digests(None)`."""
+digests. Four processes leave the compiled case out, which takes long."""
 
 import functools
 import hashlib
@@ -73,7 +73,8 @@ def digest(tree):
 
 
 def digests(layout):
-    return {name: digest(trained(layout, **options)) for name, options in CASES.items()}
+    cases = {name: options for name, options in CASES.items() if layout.world < 4 or "compile" not in options}
+    return {name: digest(trained(layout, **options)) for name, options in cases.items()}
 
 
 def main():
