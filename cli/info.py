@@ -40,7 +40,7 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         + ", ".join(f"{shown(str(k))} {shown(str(v))}" for k, v in config["versions"].items())
     )
     epochs = [line for line in run_folder.read_metrics(opened)[0] if line["kind"] == "epoch"]
-    best = retention.best_epoch(epochs, opened.spec.best_by)
+    best = retention.best_epoch(epochs, settings.best_by or "accuracy")
     if best is None:
         typer.echo("progress     no epoch is complete yet")
     else:

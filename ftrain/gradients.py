@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ LossFn = Callable[[Tensors, Tensors, Tensor, Any], tuple[Tensor, tuple[Metrics, 
 AUXILIARY_WEIGHT = 0.3
 
 
+@runtime_checkable
 class Reduce(Protocol):
     """A sum over the logical shards of a batch, some of which may lie in other processes."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ftrain.optim import LrFactors
+from ftrain.torch_private import BatchNorm
 
 # How many layers `layer_decay` counts in every network: as many as ViT-B has, for which the usual values were found.
 LAYERS = 12
@@ -61,7 +62,7 @@ def batch_norms(module: torch.nn.Module) -> tuple[str, ...]:
     return tuple(
         f"{name}.{each}" if name else each
         for name, layer in module.named_modules()
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, BatchNorm)
         for each, _ in layer.named_parameters(recurse=False)
     )
 
