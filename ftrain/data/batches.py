@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
@@ -15,6 +16,7 @@ from ftrain.data.images import Images, Job
 from ftrain.data.labels import is_multi_label
 from ftrain.data.order import Examples, train_examples
 from ftrain.data.pixels import train_pixels, val_pixels
+from ftrain.data.source import Source
 from ftrain.data.workers import run_jobs, shared_zeros
 from ftrain.errors import DataError
 
@@ -78,6 +80,22 @@ def batch_examples(images: Images, job: Job) -> Examples:
     return Examples(indices, np.zeros_like(indices))
 
 
+def labels_and_weights(source: Source, indices: npt.NDArray[np.int64], size: int) -> tuple[Tensor, Tensor]:
+    """The labels and the weights of examples as a batch has them, padded with 0 to a size.
+
+    >>> from ftrain.data import from_arrays
+    >>> source = from_arrays(np.zeros((2, 8, 8), np.uint8), [[1, 0], [0, 1]])
+    >>> labels, weights = labels_and_weights(source, np.array([1]), size=2)
+    >>> labels.tolist(), weights.tolist()
+    ([[0.0, 1.0], [0.0, 0.0]], [1.0, 0.0])
+    """
+    labels, own = source.labels[indices], getattr(source, "weights", None)
+    weights = np.ones(len(indices), dtype=np.float32) if own is None else np.asarray(own[indices], dtype=np.float32)
+    padding = (0, size - len(indices))
+    labels = np.pad(labels.astype(np.float32), (padding, (0, 0))) if is_multi_label(labels) else np.pad(labels, padding)
+    return torch.from_numpy(labels), torch.from_numpy(np.pad(weights, padding))
+
+
 def read_batch(images: Images, job: Job) -> ImageBatch:
     """One batch, loaded in this process. It is padded to its full size with weight 0, so that shapes never vary.
 
@@ -92,7 +110,7 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     shape = (size, 3, images.image_size, images.image_size)
     # A worker process writes straight into shared memory, so that handing over the batch copies nothing.
     pixels = torch.zeros(shape, dtype=torch.uint8) if get_worker_info() is None else shared_zeros(*shape)
-    weights, own_weights = torch.zeros(size), getattr(source, "weights", None)
+    labels, weights = labels_and_weights(source, indices, size)
     skipped: dict[int, str] = {}
     for row, position in enumerate(indices.tolist()):
         try:
@@ -103,17 +121,14 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
             skipped[position] = str(error)
             # The colour that normalisation maps to 0, since BatchNorm includes skipped images in its statistics.
             pixels[row] = torch.tensor(images.augmentation.fill, dtype=torch.uint8)[:, None, None]
+            weights[row] = 0.0
         else:
             pixels[row] = example
-            weights[row] = 1.0 if own_weights is None else float(own_weights[position])
-    padding = (0, size - len(indices))
-    labels = source.labels[indices]
-    labels = np.pad(labels.astype(np.float32), (padding, (0, 0))) if is_multi_label(labels) else np.pad(labels, padding)
     return ImageBatch(
         images=pixels,
-        labels=torch.from_numpy(labels),
+        labels=labels,
         weights=weights,
-        indices=torch.from_numpy(np.pad(indices, padding)),
+        indices=torch.from_numpy(np.pad(indices, (0, size - len(indices)))),
         skipped=skipped,
     )
 

@@ -67,7 +67,8 @@ def entries_of(path: Path, *, whole_labels: bool = False) -> Iterator[Entry]:
     """The rows of a table.
 
     Args:
-      whole_labels: whether a cell with | or ; is one label, and not several.
+      whole_labels: whether a cell that names several labels with | or ; is one label. A separator at the end is not
+        part of a label, whatever this is, since a run must read its table as it did when it started.
 
     Raises:
       DataError: if a column is missing, or a cell is not as expected.
@@ -160,9 +161,9 @@ def _labels(value: Any, whole: bool) -> tuple[tuple[str, ...] | None, bool]:
     text = _text(value)
     if text is None:
         return None, False
-    parts = [text] if whole or not isinstance(value, str) else SEPARATORS.split(text)
+    parts = SEPARATORS.split(text) if isinstance(value, str) else [text]
     found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-    return found, len(found) > 1
+    return ((text,), False) if whole and len(found) > 1 else (found, len(found) > 1)
 
 
 def _is_missing(value: Any) -> bool:

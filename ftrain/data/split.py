@@ -56,11 +56,12 @@ def split_automatically(
     if chosen is None:
         groups = joined((yield from near_duplicates(index)), index.groups)
         chosen = choose_validation(index, fraction=fraction, seed=seed, groups=groups)
-        if index.groups is not None and not chosen.any():
+        if not chosen.any():
             raise DataError(
-                f"the images of {shown(index.name)} cannot be split, because each class has too few groups: at least "
-                "one is needed for training and one for validation. Give smaller groups, or say in a column `split` "
-                "which images are for validation"
+                f"the images of {shown(index.name)} cannot be split, because each class has too few images that do not "
+                f"belong together{' as groups' * (index.groups is not None)} or look alike: at least one is needed for "
+                "training and one for validation. Add images, or say which are for validation, by a column `split` or "
+                "a folder val/"
             )
         notes = tuple(unusual(index, chosen, groups))
     record = {

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import ftrain.random
-from ftrain.data.batches import ImageBatch, batch_examples, load
+from ftrain.data.batches import ImageBatch, batch_examples, labels_and_weights, load
 from ftrain.data.cache import FeatureTable, available_memory, cache_folder
 from ftrain.data.cache.table import new_table, open_table, table_folder
 from ftrain.data.device import on_device
@@ -60,10 +60,10 @@ class Features:
             indices = batch_examples(self.images, job).indices
             padding = 0 if train else self.images.eval_batch_size - len(indices)
             positions = torch.from_numpy(np.pad(indices, (0, padding)))
-            features, weights, skipped = table.rows(positions)
-            weights[len(indices) :] = 0.0
-            batch = ImageBatch(features, torch.from_numpy(source.labels)[positions], weights, positions, skipped)
-            yield (features.to(device), batch.labels.to(device), weights.to(device)), batch
+            labels, weights = labels_and_weights(source, indices, len(positions))
+            features, readable, skipped = table.rows(positions)
+            batch = ImageBatch(features, labels, weights * readable, positions, skipped)
+            yield (features.to(device), batch.labels.to(device), batch.weights.to(device)), batch
 
 
 def with_features(

@@ -7,11 +7,15 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import torch
 
 from ftrain.data import as_source
 from ftrain.data.folders import scan
 from ftrain.data.images import Images
+from ftrain.data.index import Index
+from ftrain.data.labels import is_multi_label
 from ftrain.data.layout import layout_of
 from ftrain.data.rows import is_table
 from ftrain.data.source import Source
@@ -168,6 +172,18 @@ class Run:
         return self._spec.images(val, val)
 
     def _source(self, data: Any) -> Source:
+        source, several = self._found(data), self._spec.is_multi_label
+        if is_multi_label(source.labels) == several:
+            return source
+        if several and isinstance(source, Index):  # a folder, which names the one label of each image
+            return attrs.evolve(source, labels=np.eye(len(source.classes), dtype=np.uint8)[source.labels])
+        expected = "0 or 1 for each class, of shape [N, C]" if several else "class numbers of shape [N]"
+        raise SettingsError(
+            f"the run is {self._spec.task}, so the labels of images to evaluate it on must be {expected}; those of "
+            f"{shown(source.name)} have the shape {list(source.labels.shape)}"
+        )
+
+    def _found(self, data: Any) -> Source:
         if data is None:
             return self._val or self._own_validation()
         if not isinstance(data, str | os.PathLike):

@@ -59,6 +59,11 @@ def _check_multi_label(settings: Settings) -> None:
             "`best_by=macro` is for one label per image, and these images may have several; use map, which is a mean "
             "over the classes too"
         )
+    if settings.sampler == "balanced":
+        raise SettingsError(
+            "`sampler=balanced` is for one label per image, and these images may have several; leave it out, or use a "
+            "column `weight` in the table"
+        )
     for name in ("class_weights", "logit_adjustment"):
         if getattr(settings, name) not in ("none", 0.0):
             raise SettingsError(

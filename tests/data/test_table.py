@@ -305,8 +305,19 @@ def test_groups_stay_together_when_a_table_is_split(tmp_path: Path) -> None:
     assert [len(each) for each in patients] == [8, 2]
     assert not patients[0] & patients[1]
     one_group = table(tmp_path, "file,label,group\n0.png,x,1\n1.png,y,1\n")
-    with pytest.raises(DataError, match="cannot be split, because each class has too few groups"):
+    with pytest.raises(DataError, match="too few images that do not belong together as groups or look alike"):
         to_end(split_automatically(from_table(one_group), fraction=0.2))
+    Image.new("L", (9, 9)).save(tmp_path / "black.png")
+    alike = table(tmp_path, "file,label\nblack.png,x|y\n./black.png,x|y\n")
+    with pytest.raises(DataError, match="too few images that do not belong together or look alike"):
+        to_end(split_automatically(from_table(alike, task="multi-label"), fraction=0.2))
+
+
+def test_a_separator_at_the_end_is_read_in_the_same_way_whatever_the_task(folder: Path) -> None:
+    path = table(folder, "path,label\na.png,cat;\nb.png,dog\nd.png,| cat\n")
+    for task in ("auto", "single-label"):
+        index = from_table(path, task=task)
+        assert (index.classes, index.labels.tolist()) == (("cat", "dog"), [0, 1, 0])
 
 
 def test_groups_are_joined() -> None:

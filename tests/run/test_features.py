@@ -39,7 +39,8 @@ def network():
 
 def train(folder, stop_after=None, override=False, source=None, augment=None, **changes):
     spec, own = tiny_runs.spec(**{**CACHED, **changes}), Custom(module=network(), augment=augment)
-    images = spec.images(source or tiny_runs.images().train, tiny_runs.images().val)
+    made = tiny_runs.images(multi_label=spec.is_multi_label)
+    images = spec.images(source or made.train, made.val)
     events = []
     with run_folder.lock(folder):
         if run_folder.is_started(folder):
@@ -52,6 +53,23 @@ def train(folder, stop_after=None, override=False, source=None, augment=None, **
             if isinstance(event, StepTaken):
                 steps.append(event.step)
     return events
+
+
+class Weighted:
+    """The images of short runs, which count 0.5 and 2 in turn."""
+
+    def __init__(self):
+        self.source = tiny_runs.images().train
+        self.weights = np.array([0.5, 2.0] * 7, dtype=np.float32)[:13]
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+
+SEVERAL = {"task": "multi-label", "loss": "binary-cross-entropy", "best_by": "map"}
 
 
 def computed(events):
@@ -93,8 +111,10 @@ def _flat(line):
         {"ema_decay": 0.9, "accumulate": 3, "clip_norm": 1.0},
         {"sampler": "balanced", "eval_batch_size": 2},
         {"freeze": "0,1", "optimizer": "sgd", "class_weights": "balanced", "drop_last": True},
+        {"source": Weighted(), "drop_last": True},
+        SEVERAL,
     ],
-    ids=["plain", "averages", "balanced", "by name"],
+    ids=["plain", "averages", "balanced", "by name", "weights", "several labels"],
 )
 def test_the_result_is_that_of_the_whole_network(tmp_path, changes):
     events = train(tmp_path / "cached", **changes)

@@ -351,6 +351,7 @@ REFUSED = {
     "`loss=cross-entropy` is for one label per image": {"data": "several.csv", "loss": "cross-entropy"},
     "`best_by=macro` is for one label per image": {"data": "several.csv", "best_by": "macro"},
     "`class_weights` is for one label per image": {"data": "several.csv", "class_weights": "balanced"},
+    "`sampler=balanced` is for one label per image": {"data": "several.csv", "sampler": "balanced"},
     "`logit_adjustment` is for one label per image": {"data": "several.csv", "logit_adjustment": 1.0},
     "`best_by=map` is for images that may have several labels": {"data": "one.csv", "best_by": "map"},
     "so `task=multi-label` cannot be done with them; it needs a table": {"data": "folders", "task": "multi-label"},
@@ -383,6 +384,22 @@ def test_arrays_of_zeros_and_ones(tmp_path: Path) -> None:
         ftrain.fit(
             model=module(2), data=((pixels, labels), (pixels, labels[:, 0])), **{**settings, "out": tmp_path / "b"}
         )
+
+
+def test_labels_of_the_other_kind_are_refused_in_evaluation(run: Path, root: Path, tmp_path: Path) -> None:
+    pixels, several = np.zeros((4, 8, 8, 3), np.uint8), np.eye(3, dtype=np.int64)[[0, 1, 2, 0]]
+    opened = ftrain.open_run(run, device="cpu")
+    with pytest.raises(SettingsError, match=r"run is multi-label.* must be 0 or 1 for each class, of shape \[N, C\]"):
+        opened.evaluate((pixels, several.argmax(axis=1)), workers=0)
+    for name in NAMES:
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "folder" / name / "1.png")
+    result = opened.evaluate(tmp_path / "folder", workers=0)  # the label of each image is the name of its folder
+    assert result.class_scores["images"].tolist() == [1.0, 1.0, 1.0]
+    start(root, tmp_path / "one", 1, data="one.csv")
+    single = ftrain.open_run(tmp_path / "one", model=module(2), device="cpu")
+    with pytest.raises(SettingsError, match=r"run is single-label.* must be class numbers of shape \[N\]; .* \[4, 2\]"):
+        single.evaluate((pixels, several[:, :2]), workers=0)
 
 
 def test_a_pair_of_tables(root: Path, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ class FeatureTable:
       bad_images: why an image could not be read, by its position. The features of such an image are not used.
 
     >>> table = FeatureTable(torch.arange(6.0).reshape(3, 2), {1: "cannot read the image"})
-    >>> features, weights, skipped = table.rows(torch.tensor([2, 1]))
-    >>> features.tolist(), weights.tolist(), skipped
+    >>> features, readable, skipped = table.rows(torch.tensor([2, 1]))
+    >>> features.tolist(), readable.tolist(), skipped
     ([[4.0, 5.0], [2.0, 3.0]], [1.0, 0.0], {1: 'cannot read the image'})
     """
 
@@ -41,15 +41,15 @@ class FeatureTable:
     bad_images: dict[int, str]
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """The features at some positions, int64 [B]; their weights float32 [B] on the host, 0 for images that could not
-        be read; and why those could not."""
-        weights = torch.ones(len(positions))
+        """The features at some positions, int64 [B]; float32 [B] on the host, 1 for images that could be read and 0 for
+        others; and why those could not."""
+        readable = torch.ones(len(positions))
         skipped = {}
         if self.bad_images:
             for row, position in enumerate(positions.tolist()):
                 if position in self.bad_images:
-                    weights[row], skipped[position] = 0.0, self.bad_images[position]
-        return self.features[positions.to(self.features.device)], weights, skipped
+                    readable[row], skipped[position] = 0.0, self.bad_images[position]
+        return self.features[positions.to(self.features.device)], readable, skipped
 
 
 def table_folder(facts: Sequence[Any]) -> Path:
