@@ -30,6 +30,10 @@ def check(
     folder: Folder,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for check.json and check.png.")] = Path("data-check"),
     workers: Workers = 2,
+    task: Annotated[
+        Literal["auto", "single-label", "multi-label"],
+        typer.Option(help="Whether an image of a table has one label or any number of them; auto tells by the labels."),
+    ] = "auto",
 ) -> None:
     """Read every image: report bad images, exact duplicates (also between train and val), classes and sizes.
 
@@ -46,7 +50,7 @@ def check(
 
     if out.exists() and not out.is_dir():
         raise SettingsError(f"`out` must be a folder; {shown(out)} is a file")
-    parts = parts_of(folder)
+    parts = prepared(parts_of(folder, task=task))
     if line := skipped_line(*parts.values()):
         typer.echo(line)
     report = with_bar(look(parts, workers=workers), "reading", sum(map(len, parts.values())))
@@ -154,7 +158,7 @@ def split(
             f"{shown(folder)} is a table, and only a folder of class folders can be split into folders; `ftrain fit` "
             "splits a table itself, by its column for the split or automatically"
         )
-    found = parts(folder)
+    found = prepared(parts(folder))
     if len(found) > 1:
         raise SettingsError(f"{shown(folder)} is split already: it contains train/ and val/")
     [index] = found.values()

@@ -15,7 +15,7 @@ from ftrain.errors import SettingsError
 from ftrain.text import shown
 
 from .errors import reported
-from .messages import note, warn, with_bar
+from .messages import note, prepared, warn, with_bar
 
 
 @reported
@@ -55,7 +55,7 @@ def evaluate(
     if target.exists() and not target.is_dir():
         raise SettingsError(f"`out` must be a folder; {shown(target)} is a file")
     opened = open_run(run, model=model or None, device=device)
-    images = opened.images(data)
+    images = prepared(opened.finding(data))
     restored = opened.restored(last=last)
     warn(opened.damage)
     if line := skipped_line(images.val):

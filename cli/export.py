@@ -11,7 +11,7 @@ from ftrain.errors import SettingsError
 from ftrain.text import shown
 
 from .errors import reported
-from .messages import note, warn
+from .messages import note, prepared, warn
 
 FORMATS = ("safetensors", "onnx", "torch-export")
 
@@ -61,7 +61,7 @@ def export(
     from ftrain.run.export import export as write
 
     opened = open_run(run, model=model or None, device="cpu")
-    images = opened.images(data)
+    images = prepared(opened.finding(data))
     restored = opened.restored(last=last)
     warn(opened.damage)
     name = Path(opened.spec.model.rpartition(":")[2]).name

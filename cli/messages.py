@@ -91,10 +91,12 @@ def prepared(work: Generator[Preparing, None, T]) -> T:
         task = progress.add_task("", visible=False)
         while True:
             try:
-                what, done, total = next(work)
+                what, done, total, text = next(work)
             except StopIteration as end:
                 result: T = end.value
                 return result
+            if text:
+                progress.console.print(as_flags(text), markup=False, highlight=False, soft_wrap=True)
             slow = time.monotonic() - start > SLOW
             progress.update(task, description=what, completed=done, total=total, visible=slow)
 

@@ -6,23 +6,22 @@ import hashlib
 import http.client
 import re
 import urllib.parse
-import urllib.request
-from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import platformdirs
 
+from ftrain.data.decode import open_image
+from ftrain.data.fetch import Fetch
 from ftrain.data.source import Preparing
 from ftrain.disk import durable
 from ftrain.errors import DataError
-from ftrain.text import readable, shown
+from ftrain.text import shown
 
 AT_ONCE = 8
-SILENCE = 60.0  # seconds without any data after which a download fails
-MAX_BYTES = 100_000_000  # of one image
-NAMED = 3  # failures that are named
-_CHUNK = 2**18
+PAUSE = 0.5  # seconds after which progress is yielded even if there is none, so that a user can stop
+NAMED = 3  # failures, and hosts, that are named
 
 
 def is_url(path: str) -> bool:
@@ -65,17 +64,21 @@ def downloaded(urls: Sequence[str]) -> Generator[Preparing, None, list[str]]:
     if missing:
         durable.make_folder(folder)
         failures: list[str] = []
-        yield Preparing("downloading images", 0, len(missing))
+        yield Preparing("downloading images", 0, len(missing), _announced(missing.values()))
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            waiting = {threads.submit(_download, url, place): url for place, url in missing.items()}
+            fetches = {place: Fetch(url) for place, url in missing.items()}
+            of = {threads.submit(_download, fetch, place): fetch.url for place, fetch in fetches.items()}
+            waiting = set(of)
             try:
-                for done, finished in enumerate(as_completed(waiting), start=1):
-                    if cause := finished.result():
-                        failures.append(f"{shown(waiting[finished])}: {cause}")
-                    yield Preparing("downloading images", done, len(missing))
+                while waiting:
+                    finished, waiting = wait(waiting, timeout=PAUSE, return_when=FIRST_COMPLETED)
+                    failures += [f"{shown(of[each])}: {cause}" for each in finished if (cause := each.result())]
+                    yield Preparing("downloading images", len(missing) - len(waiting), len(missing))
             finally:
                 for each in waiting:
                     each.cancel()
+                for fetch in fetches.values():
+                    fetch.end()
         if failures:
             more = f"; and {len(failures) - NAMED} more" if len(failures) > NAMED else ""
             raise DataError(
@@ -90,39 +93,23 @@ def _file_name(url: str) -> str:
     return f"{hashlib.sha256(url.encode()).hexdigest()[:24]}-{readable_part}"
 
 
-def _download(url: str, place: Path) -> str | None:
-    """Downloads a file. Returns the cause if that fails."""
+def _download(fetch: Fetch, place: Path) -> str | None:
+    """Downloads an image. Returns the cause if that fails."""
     try:
-        content = _content(url)
-        durable.write_file(place, content)
+        content = fetch.content()
+        with durable.new_file(place) as partial:
+            durable.write(partial, [content])
+            open_image(partial).close()
+    except DataError:
+        return f"it is not an image that can be read; it begins with {shown(str(content[:20])[1:])}"
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         return shown(str(getattr(error, "reason", None) or error) or type(error).__name__)
     return None
 
 
-def _content(url: str) -> bytes:
-    # Not urlopen, which also opens file:// and ftp://, and follows redirects there.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    request = urllib.request.Request(url, headers={"User-Agent": "ftrain"})
-    with opener.open(request, timeout=SILENCE) as response:
-        expected = response.headers.get("Content-Length")
-        content = bytearray()
-        while part := response.read(_CHUNK):
-            content += part
-            if len(content) > MAX_BYTES:
-                raise ValueError(f"it is larger than {readable(MAX_BYTES)}")
-        if expected is not None and expected.isdecimal() and len(content) != int(expected):
-            raise ValueError(f"the connection ended after {len(content)} of {expected} bytes")
-        if not content:
-            raise ValueError("it is empty")
-    return bytes(content)
+def _announced(urls: Collection[str]) -> str:
+    """What is downloaded from where, since a table from a stranger can name any server."""
+    hosts = sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls})
+    images = "1 image" if len(urls) == 1 else f"{len(urls)} images"
+    where = "1 host" if len(hosts) == 1 else f"{len(hosts)} hosts"
+    return f"downloading {images} from {where}: {', '.join(map(shown, hosts[:NAMED]))}{', ...' * (len(hosts) > NAMED)}"

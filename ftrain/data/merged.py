@@ -13,7 +13,7 @@ from ftrain.errors import DataError
 from ftrain.text import listed, shown
 
 Task = Literal["auto", "single-label", "multi-label"]
-MOST_ACCIDENTS = 0.05  # fraction of images up to which different labels in several rows count as a mistake
+MOST_ACCIDENTS = 0.05  # fraction of images up to which several labels count as a mistake
 
 
 def merged(path: Path, entries: Iterable[Entry]) -> tuple[list[Entry], int, list[tuple[Entry, Entry]]]:
@@ -49,15 +49,24 @@ def is_multi_label(path: Path, entries: Sequence[Entry], clashes: Sequence[tuple
     """
     if task == "multi-label":
         return True
-    in_cell = next((entry for entry in entries if entry.several), None)
+    in_cell = [entry for entry in entries if entry.several]
     if task == "single-label":
-        if in_cell is not None:
+        if in_cell:
             raise DataError(
-                f"{shown(path)}, row {in_cell.row}: expected one label, because of `task=single-label`; found "
-                f"{listed(in_cell.labels) or 'none'}"
+                f"{shown(path)}, row {in_cell[0].row}: expected one label, because of `task=single-label`; found "
+                f"{listed(in_cell[0].labels) or 'none'}"
             )
-    elif in_cell is not None or len(clashes) > MOST_ACCIDENTS * len(entries):
+    elif max(len(in_cell), len(clashes)) > MOST_ACCIDENTS * len(entries):
         return True
+    if in_cell:
+        have = "1 image" if len(in_cell) == 1 else f"{len(in_cell)} images"
+        have += f" of {len(entries)} {'has' if len(in_cell) == 1 else 'have'}"
+        raise DataError(
+            f"{shown(path)}, row {in_cell[0].row}: {shown(in_cell[0].path)} has the labels "
+            f"{listed(in_cell[0].labels) or 'none'}, but only {have} other than one label in a cell, which may be a "
+            "mistake. Correct the rows; if | and ; are part of names, use `task=single-label`; if images may have "
+            "several labels, use `task=multi-label`"
+        )
     if clashes:
         before, entry = clashes[0]
         images = "1 image" if len(clashes) == 1 else f"{len(clashes)} images"

@@ -59,6 +59,7 @@ class Preparing(NamedTuple):
       what: the work, such as "comparing images".
       done: images so far.
       total: all images.
+      note: what a user must be told first, in words; empty for nothing.
 
     >>> Preparing("comparing images", done=256, total=1000).done
     256
@@ -67,3 +68,4 @@ class Preparing(NamedTuple):
     what: str
     done: int
     total: int
+    note: str = ""

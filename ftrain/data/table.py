@@ -100,11 +100,17 @@ def read_table(
             )
     else:
         known = list(classes)
+    notes = []
+    if classes is None and {"train", "test"} <= {*splits} and "test" in by_split:  # training ignores them too
+        tests = [entry for entry in by_split["test"] if set(entry.labels) <= set(known)]
+        if left_out := len(by_split.pop("test")) - len(tests):
+            images = "1 image" if left_out == 1 else f"{left_out} images"
+            notes.append(f"left out {images} for testing in {shown(path)} with labels that no training image has")
+        by_split |= {"test": tests} if tests else {}
     wanted = [split for split in splits if split in by_split]
     _check_known(path, [entry for split in wanted for entry in by_split[split]], known)
     files = yield from _files(path, [entry for split in wanted for entry in by_split[split]])
     parts = {split: _index(path, by_split[split], known, several, files) for split in wanted}
-    notes = []
     if repeated:
         rows = f"1 row of {shown(path)} repeats another, and is" if repeated == 1 else ""
         rows = rows or f"{repeated} rows of {shown(path)} repeat others, and are"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,15 @@ def _interruptible(
     work: Generator[Preparing, None, Located], stop: Callable[[], bool]
 ) -> Generator[Event, None, Located]:
     """The progress and the result of work before a run starts, when nothing has to be saved."""
-    while True:
-        if stop():
-            raise KeyboardInterrupt("stopped before the run started")
-        try:
-            yield next(work)
-        except StopIteration as end:
-            located: Located = end.value
-            return located
+    with closing(work):
+        while True:
+            if stop():
+                raise KeyboardInterrupt("stopped before the run started")
+            try:
+                yield next(work)
+            except StopIteration as end:
+                located: Located = end.value
+                return located
 
 
 def _resumed(

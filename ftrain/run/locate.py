@@ -13,6 +13,7 @@ import platformdirs
 from ftrain.data.folders import scan
 from ftrain.data.index import Index
 from ftrain.data.layout import intended, layout_of, similar_path
+from ftrain.data.merged import Task
 from ftrain.data.rows import SUFFIXES, is_table
 from ftrain.data.sample import sample_folder
 from ftrain.data.source import Preparing, Source
@@ -107,16 +108,22 @@ def locate_again(settings: Settings, recorded: Mapping[str, Any] | None = None) 
     return (yield from locate(settings, recorded))
 
 
-def parts(path: Path) -> dict[str, Index]:
-    """The images in a folder: by "train" and "val", or "all" of them if it is one folder of classes. Those in a table
-    by its splits.
+def parts(path: Path, *, task: Task = "auto") -> Generator[Preparing, None, dict[str, Index]]:
+    """Finds the images in a folder: by "train" and "val", or "all" of them if it is one folder of classes. Those in a
+    table by its splits. Yields its progress.
+
+    Args:
+      task: whether an image of a table has one label or any number of them; auto tells by the labels.
 
     Raises:
       SettingsError, DataError: if there are none, or they cannot be used.
     """
     _check_is_there(path)
     if is_table(path):
-        return to_end(read_table(path, splits=("train", "val", "test", ALL))).parts
+        table = yield from read_table(path, splits=("train", "val", "test", ALL), task=task)
+        if table.notes:
+            yield Preparing("reading the table", 0, 1, "\n".join(table.notes))
+        return table.parts
     found = as_usage(layout_of, path)
     if found.train is None:
         _check_is_intended(path, whole=False)

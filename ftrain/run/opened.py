@@ -18,7 +18,7 @@ from ftrain.data.index import Index
 from ftrain.data.labels import is_multi_label
 from ftrain.data.layout import layout_of
 from ftrain.data.rows import is_table
-from ftrain.data.source import Source
+from ftrain.data.source import Preparing, Source
 from ftrain.data.table import ALL, read_table
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError, SettingsError, as_usage
@@ -168,11 +168,16 @@ class Run:
 
     def images(self, data: Any = None) -> Images:
         """Labelled images as batches for evaluation; arguments and errors as for `evaluate`."""
-        val = self._source(data)
+        return to_end(self.finding(data))
+
+    def finding(self, data: Any = None) -> Generator[Preparing, None, Images]:
+        """Finds what `images` returns. Yields its progress."""
+        val = yield from self._source(data)
         return self._spec.images(val, val)
 
-    def _source(self, data: Any) -> Source:
-        source, several = self._found(data), self._spec.is_multi_label
+    def _source(self, data: Any) -> Generator[Preparing, None, Source]:
+        several = self._spec.is_multi_label
+        source = yield from self._found(data)
         if is_multi_label(source.labels) == several:
             return source
         if several and isinstance(source, Index):  # a folder, which names the one label of each image
@@ -183,31 +188,31 @@ class Run:
             f"{shown(source.name)} have the shape {list(source.labels.shape)}"
         )
 
-    def _found(self, data: Any) -> Source:
+    def _found(self, data: Any) -> Generator[Preparing, None, Source]:
         if data is None:
-            return self._val or self._own_validation()
+            return self._val or (yield from self._own_validation())
         if not isinstance(data, str | os.PathLike):
             return as_usage(as_source, data, classes=self.classes)
         own = self._run.settings.data
         if is_table(data):
             if own is not None and os.path.realpath(data) == os.path.realpath(own):
-                return self._own_validation()
-            return self._of_table(Path(data))
+                return (yield from self._own_validation())
+            return (yield from self._of_table(Path(data)))
         if self._run.split is not None and own is not None and os.path.realpath(data) == os.path.realpath(own):
-            return self._own_validation()  # the rest has been trained on
+            return (yield from self._own_validation())  # the rest has been trained on
         val = as_usage(layout_of, Path(data)).val  # as for fit
         has_val = val is not None and val.name not in self.classes
         return as_usage(scan, val if val and has_val else Path(data), classes=self.classes)
 
-    def _of_table(self, path: Path) -> Source:
+    def _of_table(self, path: Path) -> Generator[Preparing, None, Source]:
         for splits in (("val", ALL), ("test",), ("train",)):
-            table = to_end(read_table(path, splits=splits, classes=self.classes, task=self._spec.task))
+            table = yield from read_table(path, splits=splits, classes=self.classes, task=self._spec.task)
             if table.parts:
                 return next(iter(table.parts.values()))
         raise AssertionError("a table without rows")
 
-    def _own_validation(self) -> Source:
-        val = to_end(locate_again(self._run.settings, self._run.split)).val
+    def _own_validation(self) -> Generator[Preparing, None, Source]:
+        val = (yield from locate_again(self._run.settings, self._run.split)).val
         if self._run.split is not None and val.fingerprint != self.config["data"]["val"]["fingerprint"]:
             raise SettingsError(
                 f"the images in {shown(val.name)}, of which a part was chosen for validation, have changed since the "

@@ -67,6 +67,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
     match event:
         case Started():
             return f"run: {shown(folder)}\n{_headline(event)}"
+        case Preparing(note=text):
+            return text or None
         case ImageSkipped(cause):
             return f"skipped: {cause}"
         case Damaged(cause):

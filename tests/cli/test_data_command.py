@@ -199,3 +199,17 @@ def test_cache_is_found_by_a_run_with_the_same_settings(data, tmp_path, monkeypa
     result = ftrain_command("fit", *run)
     assert result.exit_code == 0, result.output
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("pixels.bin")} == kept
+
+
+def test_check_of_a_table_leaves_out_what_training_does(tmp_path):
+    for number in range(5):
+        picture(tmp_path / f"{number}.png", number)
+    rows = ["0.png,a,train", "1.png,b|c,train", "2.png,a,val", "3.png,b|c,test", "4.png,new,test"]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    words = ["data", "check", tmp_path / "labels.csv", "--out", tmp_path / "out", "--workers", 0]
+    result = ftrain_command(*words, "--task", "single-label")
+    assert result.exit_code == 0, result.output
+    assert "test: 1 images of 2 classes" in result.output
+    assert "left out 1 image for testing in" in result.output
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert report["classes"]["train"] == {"a": 1, "b|c": 1}

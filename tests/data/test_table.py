@@ -277,6 +277,19 @@ def test_a_few_images_with_two_labels_are_a_mistake_and_many_are_not(tmp_path: P
     assert "use `task=multi-label`" not in message(many(tmp_path, 20), task="single-label")
 
 
+def test_a_few_cells_with_several_labels_are_a_mistake_and_many_are_not(tmp_path: Path) -> None:
+    path = many(tmp_path, 0)
+    text = path.read_text().replace("0.png,x\n", "0.png,x|z\n", 1)
+    assert message(table(tmp_path, text)) == (
+        'DIR/labels.csv, row 2: 0.png has the labels "x", "z", but only 1 image of 100 has other than one label in a '
+        "cell, which may be a mistake. Correct the rows; if | and ; are part of names, use `task=single-label`; if "
+        "images may have several labels, use `task=multi-label`"
+    )
+    assert from_table(path, task="multi-label").labels.sum() == 101
+    assert from_table(path, task="single-label").classes == ("x", "x|z", "y")
+    assert from_table(table(tmp_path, text.replace(",y\n", ",x|y\n"))).labels.ndim == 2
+
+
 def test_rows_that_repeat_others_are_counted_once(folder: Path) -> None:
     path = table(folder, "path,label\na.png,x\nb.png,y\n./a.png,x\n")
     found = read(path)
