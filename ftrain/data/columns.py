@@ -36,6 +36,9 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+PEEK = 2**16  # bytes
+MAX_CELL = 131_072  # characters, as in the csv module
+NO_SPLIT = ". If the numbers are folds of a cross-validation, rename the column, to cv_fold for example"
 SEPARATORS = re.compile(r"[|;]")  # of several labels in one cell
 
 
@@ -77,14 +80,14 @@ def entries_of(path: Path, *, whole_labels: bool = False) -> Iterator[Entry]:
     if not columns:
         raise DataError(f"the table {shown(path)} is empty; expected a row of column names, and a row for each image")
     roles = _roles(path, columns)
-    for row in rows:
+    for row in rows(roles.values()):
         yield _entry(path, row, roles, whole_labels)
 
 
 def is_table_of_labels(path: Path) -> bool:
-    """Whether a table has columns for paths and labels."""
+    """Whether a table has columns for paths and labels, told by its first lines."""
     try:
-        return bool(_roles(path, read_rows(path)[0]))
+        return bool(_roles(path, read_rows(path, most=PEEK)[0]))
     except DataError:
         return False
 
@@ -117,6 +120,9 @@ def _entry(path: Path, row: Row, roles: dict[str, str], whole_labels: bool) -> E
     def fail(problem: str) -> NoReturn:
         raise DataError(f"{shown(path)}, row {row.number}: {problem}")
 
+    for role, value in cells.items():
+        if (length := _length(value)) > MAX_CELL:
+            fail(f"expected at most {MAX_CELL} characters in a cell; found {length} for the {role}")
     place = _text(cells["path"])
     if not place:
         found = "an empty cell" if cells["path"] in (None, "") or place == "" else f"a {type(cells['path']).__name__}"
@@ -138,6 +144,7 @@ def _entry(path: Path, row: Row, roles: dict[str, str], whole_labels: bool) -> E
             fail(
                 f"expected a split, one of train, val (or valid, validation) and test; found "
                 f"{listed([str(cells['split'])])}"
+                f"{NO_SPLIT if (_text(cells['split']) or '').isdecimal() else ''}"
             )
     weight = _number(cells.get("weight", 1.0))
     if weight is None or not 0.0 <= weight < math.inf:
@@ -164,6 +171,12 @@ def _labels(value: Any, whole: bool) -> tuple[tuple[str, ...] | None, bool]:
     parts = SEPARATORS.split(text) if isinstance(value, str) else [text]
     found = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     return ((text,), False) if whole and len(found) > 1 else (found, len(found) > 1)
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return len(value) + sum(len(each) for each in value if isinstance(each, str | bytes))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _is_missing(value: Any) -> bool:

@@ -7,6 +7,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -228,9 +229,10 @@ def _no_class_folders(root: Path, stray: int) -> str:
 def _table_instead(root: Path) -> str:
     """What to do if a table of labels lies in a folder or beside it."""
     for folder in (root, root.parent if root.name not in ("", "..") else root / ".."):
-        for path in sorted(folder.iterdir()):
-            if is_table(path) and path.is_file() and is_table_of_labels(path):
-                return f"; or train on the labels in {shown(path.name)}: `data={shown(path)}`"
+        with suppress(OSError):
+            for path in sorted(folder.iterdir()):
+                if is_table(path) and path.is_file() and is_table_of_labels(path):
+                    return f"; or train on the labels in {shown(path.name)}: `data={shown(path)}`"
     return ""
 
 

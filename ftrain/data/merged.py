@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 import attrs
 
 from ftrain.data.columns import Entry
+from ftrain.data.download import is_url
 from ftrain.errors import DataError
 from ftrain.text import listed, shown
 
@@ -20,9 +22,12 @@ def merged(path: Path, entries: Iterable[Entry]) -> tuple[list[Entry], int, list
     """One entry for each image, with all its labels; how many rows repeat another; and the first pairs of rows that
     give an image different labels."""
     found: dict[str, Entry] = {}
+    folder = os.path.abspath(path.parent)
     repeated, clashes = 0, dict[str, tuple[Entry, Entry]]()
     for entry in entries:
-        before = found.setdefault(entry.path, entry)
+        # One file may be spelled as a relative and as an absolute path.
+        place = entry.path if is_url(entry.path) else os.path.normpath(os.path.join(folder, entry.path))
+        before = found.setdefault(place, entry)
         if before is entry:
             continue
         for name in ("split", "weight", "group"):
@@ -36,8 +41,9 @@ def merged(path: Path, entries: Iterable[Entry]) -> tuple[list[Entry], int, list
         if set(before.labels) == set(entry.labels):
             repeated += 1
         else:
-            clashes.setdefault(entry.path, (before, entry))
-        found[entry.path] = attrs.evolve(before, labels=labels, several=before.several or entry.several)
+            clashes.setdefault(place, (before, entry))
+        spelling = min(before.path, entry.path)  # whatever the order of the rows
+        found[place] = attrs.evolve(before, path=spelling, labels=labels, several=before.several or entry.several)
     return list(found.values()), repeated, list(clashes.values())
 
 

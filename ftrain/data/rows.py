@@ -7,7 +7,8 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ftrain.text import shown
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 INSTALL = "reading .parquet files needs pyarrow, an extra: `pip install '.[parquet]'`"
+_BATCH = 256  # rows of a Parquet file in memory
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 
 
@@ -31,17 +33,24 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
 
+Reading = Callable[[Collection[str]], Iterator[Row]]  # the rows, with at least the columns of these names
+
+
 def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a path has the name of a table.
+    """Whether a path has the name of a table, and is no folder.
 
     >>> is_table("photos/Labels.CSV"), is_table("photos")
     (True, False)
     """
-    return os.fspath(path).lower().endswith(SUFFIXES)
+    return os.fspath(path).lower().endswith(SUFFIXES) and not os.path.isdir(path)
 
 
-def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
-    """The names of the columns of a table, and its rows. The kind of the file is told by its suffix, in any case.
+def read_rows(path: Path, *, most: int | None = None) -> tuple[list[str], Reading]:
+    """The names of the columns of a table, and how to read its rows. The kind of the file is told by its suffix, in any
+    case.
+
+    Args:
+      most: bytes of a text file that are read, without a line that ends after them; None for all.
 
     Raises:
       DataError: at once or while the rows are read, if the file cannot be read as what its suffix says.
@@ -51,25 +60,25 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[Row]]:
     ...     table = Path(folder) / "labels.csv"
     ...     _ = table.write_text("path,label\\n1.png,cat\\n")
     ...     columns, rows = read_rows(table)
-    ...     columns, list(rows)
+    ...     columns, list(rows(columns))
     (['path', 'label'], [Row(number=2, values={'path': '1.png', 'label': 'cat'})])
     """
     try:
-        return _READERS[path.suffix.lower()](path)
+        return _READERS[path.suffix.lower()](path, most)
     except OSError as error:
         raise DataError(f"cannot read the table {shown(path)}: {error.strerror or error}") from error
 
 
-def _csv(path: Path) -> tuple[list[str], Iterator[Row]]:
-    return _separated(path, ",")
+def _csv(path: Path, most: int | None) -> tuple[list[str], Reading]:
+    return _separated(path, ",", most)
 
 
-def _tsv(path: Path) -> tuple[list[str], Iterator[Row]]:
-    return _separated(path, "\t")
+def _tsv(path: Path, most: int | None) -> tuple[list[str], Reading]:
+    return _separated(path, "\t", most)
 
 
-def _separated(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+def _separated(path: Path, delimiter: str, most: int | None) -> tuple[list[str], Reading]:
+    reader = csv.reader(io.StringIO(_text(path, most), newline=""), delimiter=delimiter, strict=True)
 
     def records() -> Iterator[list[str]]:
         while True:
@@ -87,7 +96,7 @@ def _separated(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
     found = records()
     columns = [name.strip() for name in next(found, [])]
 
-    def rows() -> Iterator[Row]:
+    def rows(_: Collection[str]) -> Iterator[Row]:
         for record in found:
             if len(record) != len(columns):
                 raise DataError(
@@ -96,12 +105,12 @@ def _separated(path: Path, delimiter: str) -> tuple[list[str], Iterator[Row]]:
                 )
             yield Row(reader.line_num, dict(zip(columns, record, strict=True)))
 
-    return columns, rows()
+    return columns, rows
 
 
-def _json_lines(path: Path) -> tuple[list[str], Iterator[Row]]:
+def _json_lines(path: Path, most: int | None) -> tuple[list[str], Reading]:
     found = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_text(path, most).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -115,40 +124,47 @@ def _json_lines(path: Path) -> tuple[list[str], Iterator[Row]]:
             )
         found.append(Row(number, {name.strip(): value for name, value in values.items()}))
     columns = list(dict.fromkeys(name for row in found for name in row.values))
-    return columns, iter([Row(number, {**dict.fromkeys(columns), **values}) for number, values in found])
+    return columns, lambda _: (Row(number, {**dict.fromkeys(columns), **values}) for number, values in found)
 
 
-def _parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
+def _parquet(path: Path, _: int | None) -> tuple[list[str], Reading]:
     if importlib.util.find_spec("pyarrow") is None:
         raise DataError(f"cannot read the table {shown(path)}: {INSTALL}")
     import pyarrow
     from pyarrow import parquet
 
-    def failure(error: Exception) -> DataError:
-        return DataError(f"cannot read the table {shown(path)} as Parquet: {shown(str(error).splitlines()[0])}")
+    @contextmanager
+    def as_data_error() -> Generator[None]:
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise DataError(f"cannot read the table {shown(path)}: {error.strerror}") from error
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"cannot read the table {shown(path)} as Parquet: {shown(cause)}") from error
 
-    try:
+    with as_data_error():
         file = parquet.ParquetFile(path)
         columns = list(file.schema_arrow.names)
-    except pyarrow.ArrowException as error:
-        raise failure(error) from error
 
-    def rows() -> Iterator[Row]:
+    def rows(needed: Collection[str]) -> Iterator[Row]:
         number = 0
-        try:
-            with file:
-                for batch in file.iter_batches(use_threads=False):  # threads do not survive the fork of workers
-                    for values in batch.to_pylist():
-                        number += 1
-                        yield Row(number, {name.strip(): value for name, value in values.items()})
-        except pyarrow.ArrowException as error:
-            raise failure(error) from error
+        own = [name for name in columns if name.strip() in needed]
+        with as_data_error(), file:
+            # Threads do not survive the fork of workers.
+            for batch in file.iter_batches(batch_size=_BATCH, columns=own, use_threads=False):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(number, {name.strip(): value for name, value in values.items()})
 
-    return [name.strip() for name in columns], rows()
+    return [name.strip() for name in columns], rows
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
+def _text(path: Path, most: int | None) -> str:
+    with open(path, "rb") as file:
+        data = file.read(-1 if most is None else most)
+    if len(data) == most:
+        data = data[: data.rfind(b"\n") + 1]
     if data.startswith(_UTF_16_OR_32):
         raise DataError(f"cannot read the table {shown(path)}: it is in UTF-16 or UTF-32; save it as UTF-8")
     try:
@@ -167,7 +183,7 @@ def _text(path: Path) -> str:
     return text
 
 
-_READERS: dict[str, Callable[[Path], tuple[list[str], Iterator[Row]]]] = {
+_READERS: dict[str, Callable[[Path, int | None], tuple[list[str], Reading]]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _json_lines,

@@ -162,8 +162,8 @@ def test_what_is_no_image_is_not_kept(url: str, tmp_path: Path) -> None:
         str(caught.value)
         .replace(url, "URL")
         .startswith(
-            "cannot download 1 of 1 images: URL/page: it is not an image that can be read; it begins with '<html>Please "
-            "log in<'. Correct the URLs"
+            "cannot download 1 of 1 images: URL/page: it is not an image that can be read; it begins with '<html>"
+            "Please log in<'. Correct the URLs"
         )
     )
     assert list((tmp_path / "cache" / "downloads").iterdir()) == []

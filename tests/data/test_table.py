@@ -14,11 +14,12 @@ from pyarrow import parquet
 
 from ftrain.data import Images, from_table, load
 from ftrain.data import rows as rows_of_tables
-from ftrain.data.columns import is_table_of_labels
+from ftrain.data.columns import PEEK, is_table_of_labels
+from ftrain.data.rows import is_table
 from ftrain.data.split import choose_validation, joined, split_automatically
 from ftrain.data.table import Table, read_table
 from ftrain.errors import DataError
-from ftrain.run.locate import to_end
+from ftrain.run.locate import parts, to_end
 
 NAMES = ("a.png", "b.png", "sub/c.png", "d.png")
 ROWS = [("a.png", "red"), ("b.png", "blue"), ("sub/c.png", "red"), ("d.png", "green")]
@@ -202,6 +203,8 @@ WRONG = {
     'valid, validation) and test; found "dev"',
     "path,label,set\na.png,x,train\nb.png,y,train\nd.png,z,val\n": 'DIR/labels.csv, row 4: the label "z" is not one of '
     'the 2 classes of the training data; the closest is "y". Correct it, or train on that class too',
+    "path,label,fold\na.png,x,0\n": 'found "0". If the numbers are folds of a cross-validation, rename the column, to '
+    "cv_fold for example",
     "path,label,weight\na.png,x,-1\n": "DIR/labels.csv, row 2: expected a weight, a finite number >= 0; found ",
     "path,label,weight\na.png,x,nan\n": "DIR/labels.csv, row 2: expected a weight, a finite number >= 0; found ",
     "path,label,weight\na.png,x,inf\n": "DIR/labels.csv, row 2: expected a weight, a finite number >= 0; found ",
@@ -238,6 +241,8 @@ WRONG_LINES = {
     "of labels; found 0.5",
     '{"path": "a.png", "label": ["x", null]}': "DIR/labels.jsonl, row 1: expected a label, a string or an integer, or "
     "a list of labels; found ['x', None]",
+    '{"path": "a.png", "label": "' + 131_073 * "x" + '"}': "DIR/labels.jsonl, row 1: expected at most 131072 "
+    "characters in a cell; found 131073 for the label",
     '{"path": "a.png", "label": "\\ud800"}': "DIR/labels.jsonl, row 1: expected a label, a string or an integer, or ",
     '{"path": "a\\u0000.png", "label": "x"}': "DIR/labels.jsonl, row 1: a\\x00.png is not the name of a file",
 }
@@ -256,6 +261,34 @@ def test_parquet_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPat
         "cannot read the table DIR/labels.parquet: reading .parquet files needs pyarrow, an extra: `pip install "
         "'.[parquet]'`"
     )
+
+
+def test_only_the_columns_of_a_parquet_file_that_mean_something_are_read(folder: Path) -> None:
+    """An unused time that Python cannot represent is no error, and text that is not UTF-8 is one with a message."""
+    names, labels = ["a.png", "b.png"], ["red", "blue"]
+    columns = {"path": names, "label": labels, "when": pyarrow.array([2**62, 0], pyarrow.timestamp("us"))}
+    path = folder / "labels.parquet"
+    parquet.write_table(pyarrow.table(columns), path, use_dictionary=False, compression="none")
+    assert from_table(path).classes == ("blue", "red")
+    path.write_bytes(path.read_bytes().replace(b"\4\0\0\0blue", b"\4\0\0\0b\xffue"))
+    assert message(path).startswith("cannot read the table DIR/labels.parquet as Parquet: 'utf-8' codec can't decode")
+    path.write_bytes(path.read_bytes().replace(b"\5\0\0\0a.png", b"\xff\xff\xff\x7fa.png"))
+    assert message(path).startswith("cannot read the table DIR/labels.parquet as Parquet: ")
+
+
+def test_one_file_spelled_in_two_ways_is_one_image(folder: Path) -> None:
+    path = table(folder, f"path,label\n{folder}/a.png,x\nb.png,y\na.png,x\n")
+    found = read(path)
+    assert found.parts["all"].paths == (f"{folder}/a.png", "b.png")
+    assert found.notes == (f"1 row of {path} repeats another, and is not counted again",)
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / "photos.csv" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "photos.csv" / name / "1.png")
+    assert not is_table(tmp_path / "photos.csv")
+    assert len(to_end(parts(tmp_path / "photos.csv"))["all"]) == 2
 
 
 def many(folder: Path, clashes: int) -> Path:
@@ -355,3 +388,7 @@ def test_a_table_of_labels_is_recognised(folder: Path) -> None:
     assert is_table_of_labels(table(folder, "File Name,Category\n"))
     assert not is_table_of_labels(table(folder, "price,date\n"))
     assert not is_table_of_labels(table(folder, b"\xff\xfe"))
+    # Only the first lines are read: what is wrong after them does not matter.
+    assert is_table_of_labels(table(folder, b"path,label\n" + PEEK * b"a.png,x\n" + b"\xff"))
+    assert is_table_of_labels(table(folder, b'{"path": "", "label": 1}\n' + PEEK * b" " + b"\xff", "labels.jsonl"))
+    assert not is_table_of_labels(table(folder, PEEK * b" "))
