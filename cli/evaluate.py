@@ -79,7 +79,7 @@ def evaluate(
     document: dict[str, Any] = {
         "checkpoint": restored.checkpoint.name,
         "data": images.val.name,
-        **metrics,
+        **{name: _or_none(value) for name, value in metrics.items()},
         "classes": _by_class(opened.classes, scores),
     }
     wrote = "metrics.json"

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from ftrain import scores
@@ -263,11 +263,11 @@ def _rank(logits: Tensor, labels: Tensor) -> Tensor:
     return ahead.sum(dim=-1)
 
 
-def class_scores(confusion: Int64[Tensor, "C C"]) -> dict[str, Float[Tensor, "C"]]:
+def class_scores(confusion: Real[Tensor, "C C"]) -> dict[str, Float[Tensor, "C"]]:
     """Precision, recall, F1 and number of images of each class. A quotient of 0 by 0 is 0.
 
     Args:
-      confusion: counts, with a row for each label and a column for each prediction.
+      confusion: counts or sums of weights, with a row for each label and a column for each prediction.
 
     Returns:
       float64 [C] each, by the names precision, recall, f1 and images.
@@ -275,11 +275,11 @@ def class_scores(confusion: Int64[Tensor, "C C"]) -> dict[str, Float[Tensor, "C"
     >>> class_scores(torch.tensor([[3, 1], [0, 4]]))["recall"].tolist()
     [0.75, 1.0]
     """
-    confusion = confusion.to(torch.float64)
+    confusion, tiny = confusion.to(torch.float64), torch.finfo(torch.float64).tiny
     hits, predictions, labels = confusion.diagonal(), confusion.sum(dim=0), confusion.sum(dim=1)
     return {
-        "precision": hits / predictions.clamp_min(1.0),
-        "recall": hits / labels.clamp_min(1.0),
-        "f1": 2.0 * hits / (predictions + labels).clamp_min(1.0),
+        "precision": hits / predictions.clamp_min(tiny),
+        "recall": hits / labels.clamp_min(tiny),
+        "f1": 2.0 * hits / (predictions + labels).clamp_min(tiny),
         "images": labels,
     }

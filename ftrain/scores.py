@@ -12,6 +12,8 @@ from torch import Tensor
 __all__ = ["average_precision", "best_thresholds", "label_scores", "summary"]
 
 NO_CHOICE = 0.5  # the threshold of a class without examples
+_HIGHEST = 1.0 - 2.0**-53  # probability, the largest float64 below 1
+_LOWEST = 2.0**-1021  # half of it is a normal float64
 
 
 def average_precision(
@@ -44,10 +46,11 @@ def best_thresholds(
     highest. Arguments as for `average_precision`.
 
     A threshold lies halfway between two logits, or at half of the lowest probability. A class applies where its
-    probability is at least its threshold.
+    probability is at least its threshold. Probabilities that float64 cannot tell apart count as equal, and at those
+    that are 0 or nan a class never applies.
 
     Returns:
-      float64 in (0, 1); 0.5 for a class without examples.
+      float64 in (0, 1); 0.5 for a class without examples, or without probabilities above 0.
 
     >>> logits = torch.tensor([[2.0], [0.0], [-2.0]])
     >>> best_thresholds(logits, torch.tensor([[1.0], [1.0], [0.0]]), torch.ones(3)).tolist()  # sigmoid(-1)
@@ -55,13 +58,17 @@ def best_thresholds(
     """
     if not len(logits):
         return torch.full(logits.shape[1:], NO_CHOICE, dtype=torch.float64)
-    hits, predictions, gains, ordered = _curve(logits, labels, weights)
-    best = (2.0 * hits / (predictions + gains.sum(dim=0))).nan_to_num(nan=0.0).argmax(dim=0, keepdim=True)
+    probabilities = torch.sigmoid(logits.cpu().to(torch.float64)).clamp_max(_HIGHEST)
+    hits, predictions, gains, ordered = _curve(probabilities, labels, weights)
+    f1 = (2.0 * hits / (predictions + gains.sum(dim=0))).nan_to_num(nan=0.0)
+    best = torch.where(ordered >= _LOWEST, f1, -1.0).argmax(dim=0, keepdim=True)
     score = ordered.gather(0, best)
-    # The largest logit that is smaller; -inf if there is none.
-    below = torch.where(ordered < score, ordered, -torch.inf).amax(dim=0, keepdim=True)
-    halfway = torch.where(below.isfinite(), torch.sigmoid((score + below) / 2.0), torch.sigmoid(score) / 2.0)
-    return torch.where(gains.sum(dim=0) > 0, halfway[0], NO_CHOICE)
+    # The largest probability that is smaller; 0 if there is none.
+    below = torch.where((ordered < score) & (ordered >= _LOWEST), ordered, 0.0).amax(dim=0, keepdim=True)
+    halfway = torch.sigmoid((torch.logit(score) + torch.logit(below)) / 2.0)
+    threshold = torch.where(below > 0.0, torch.where(halfway > below, halfway, score), score / 2.0)
+    some = (gains.sum(dim=0) > 0) & (score[0] >= _LOWEST)
+    return torch.where(some, torch.minimum(threshold, score)[0], NO_CHOICE)
 
 
 def label_scores(

@@ -71,6 +71,21 @@ def test_classes_without_examples_and_infinite_logits():
     assert (found["map"], found["macro_f1"]) == (0.5, 0.0)  # over the class that has examples
 
 
+def test_thresholds_of_extreme_logits():
+    """Above 37 probabilities are equal in float64: the true and the false are predicted, F1 = 2 * 2 / (3 + 2). Where
+    the probability is 0 or nan the class never applies, so that nothing is gained by a threshold of 0."""
+    logits = torch.tensor([[60.0, -800.0, 2.0], [50.0, torch.nan, -800.0], [45.0, -900.0, torch.nan]])
+    labels = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    found = multi_label.best_thresholds(logits, labels, torch.ones(3)).tolist()
+    assert found == [pytest.approx(0.5), 0.5, pytest.approx(0.8807971 / 2)]
+    scores = multi_label.label_scores(logits, labels, torch.ones(3), found)
+    assert scores["f1"].tolist() == pytest.approx([0.8, 0.0, 0.5])
+    near = torch.tensor([[38.0], [36.0], [-38.0]])  # told apart
+    [threshold] = multi_label.best_thresholds(near, torch.tensor([[1.0], [0.0], [0.0]]), torch.ones(3)).tolist()
+    assert 0.0 < threshold < 1.0
+    assert multi_label.label_scores(near, torch.tensor([[1.0], [0.0], [0.0]]), torch.ones(3), [threshold])["f1"] == 1.0
+
+
 def test_without_examples_there_is_nothing_to_choose():
     nothing = LOGITS[:0], LABELS[:0], ONES[:0]
     assert multi_label.best_thresholds(*nothing).tolist() == [0.5, 0.5, 0.5]

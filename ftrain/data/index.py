@@ -15,6 +15,8 @@ from PIL import Image
 
 from ftrain.data.decode import open_image
 from ftrain.data.labels import Labels, is_of_class
+from ftrain.errors import DataError
+from ftrain.text import shown
 
 
 @attrs.frozen(eq=False)
@@ -90,7 +92,7 @@ class Index:
         positions = np.flatnonzero(chosen)
         paths = tuple(self.paths[position] for position in positions.tolist())
         labels, sizes = self.labels[positions], self.sizes[positions]
-        weights = None if self.weights is None else self.weights[positions]
+        weights = None if self.weights is None else relative(self.weights[positions], self.name)
         listed = () if self.table is None else (labels, weights)  # in a folder, the paths tell the labels
         return attrs.evolve(
             self,
@@ -115,6 +117,30 @@ class Index:
                 digest.update(b"\0%s\0%d" % (os.fsencode(self.paths[position]), self.sizes[position]))
             found[name] = {"images": len(members), "fingerprint": digest.hexdigest()}
         return found
+
+
+def relative(weights: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32] | None:
+    """Weights of images, divided by their mean, so that they add up to the number of images; None if all are the same.
+
+    Args:
+      name: of the table, for messages.
+
+    Raises:
+      DataError: if all are 0.
+
+    >>> relative(np.array([1.0, 3.0]), "labels.csv").tolist()
+    [0.5, 1.5]
+    """
+    if not len(weights):
+        return None
+    largest = float(weights.max())
+    if largest == 0.0:
+        raise DataError(f"all weights in {shown(name)} are 0; expected at least one above 0 in each split")
+    if bool((weights == largest).all()):
+        return None
+    scaled = weights.astype(np.float64) / largest
+    found: npt.NDArray[np.float32] = (scaled / scaled.mean()).astype(np.float32)
+    return found
 
 
 def fingerprint_of(

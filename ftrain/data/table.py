@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ftrain.data.columns import Entry, entries_of
 from ftrain.data.download import downloaded, is_url
-from ftrain.data.index import Index, fingerprint_of
+from ftrain.data.index import Index, fingerprint_of, relative
 from ftrain.data.labels import Labels
 from ftrain.data.merged import Task, check_single, is_multi_label, merged
 from ftrain.data.source import Preparing
@@ -211,7 +211,7 @@ def _index(
     places, sizes, modified = zip(*(files[each] for each in paths), strict=True)
     lengths = np.frombuffer(array("q", sizes), dtype=np.int64)
     labels = _labels(entries, classes, multi_label)
-    weights = _weights(path, entries)
+    weights = relative(np.array([entry.weight for entry in entries], dtype=np.float64), str(path))
     return Index(
         root=path.parent,
         classes=tuple(classes),
@@ -235,18 +235,6 @@ def _labels(entries: Sequence[Entry], classes: Sequence[str], multi_label: bool)
     for row, entry in enumerate(entries):
         labels[row, [numbers[label] for label in entry.labels]] = 1
     return labels
-
-
-def _weights(path: Path, entries: Sequence[Entry]) -> npt.NDArray[np.float32] | None:
-    """The weights, divided by their mean, so that they add up to the number of images; None if all are the same."""
-    weights = np.array([entry.weight for entry in entries], dtype=np.float64)
-    largest = float(weights.max())
-    if largest == 0.0:
-        raise DataError(f"all weights in {shown(path)} are 0; expected at least one above 0 in each split")
-    if bool((weights == largest).all()):
-        return None
-    relative: npt.NDArray[np.float32] = (weights / largest / (weights / largest).mean()).astype(np.float32)
-    return relative
 
 
 def _groups(entries: Iterable[Entry]) -> set[Any]:

@@ -58,8 +58,8 @@ def read(folder: Path) -> dict[str, Any]:
             float(manifest["val"]["accuracy"])
             for name in ("loss", "macro_accuracy", "map"):
                 float(manifest["val"].get(name, 0.0))
-        if "thresholds" in manifest:
-            [float(each) for each in manifest["thresholds"]]
+        if not all(0.0 <= float(each) <= 1.0 for each in manifest.get("thresholds", ())):
+            raise ValueError("its thresholds must be from 0 to 1")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise reading_error(path, error) from error
     return manifest

@@ -43,14 +43,15 @@ class Evaluation:
     """The result of an evaluation.
 
     Attributes:
-      metrics: loss (nats), accuracy, macro_accuracy (the mean over the classes), top5 (of more than five classes),
-        count, and the caller's own. If images may have several labels: map, macro_f1 and micro_f1, and accuracy is the
-        fraction of images all of whose labels are right.
-      confusion: int64 [C, C], how many images of each label (row) got each prediction (column); None if images may have
-        several labels.
+      metrics: loss (nats), accuracy, macro_accuracy (the mean over the classes), top5 (of more than five classes), and
+        the caller's own, all weighted; and count, the number of images with a weight above 0. If images may have
+        several labels: map, macro_f1 and micro_f1, and accuracy is the fraction of images all of whose labels are
+        right.
+      confusion: int64 [C, C], how many images with a weight above 0 have each label (row) and prediction (column); None
+        if images may have several labels.
       skipped: why images were skipped.
-      class_scores: precision, recall, f1 and number of images of each class, float64 [C] each; if images may have
-        several labels, also ap (average precision) and threshold.
+      class_scores: precision, recall and f1 of each class, weighted, and the number of its images, float64 [C] each;
+        if images may have several labels, also ap (average precision) and threshold.
     """
 
     metrics: dict[str, float]
@@ -121,7 +122,7 @@ def evaluation(restored: Restored, images: Images, *, workers: int | None = None
     classes = len(spec.classes)
     parts = []
     skipped: list[str] = []
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    confusion = torch.zeros(2, classes * classes, dtype=torch.float64)  # images, and their weights
     with diagnosed(spec):
         workers = spec.workers if workers is None else workers
         batches = load(images, images.val_jobs(), workers=workers, pin_memory=device.type == "cuda")
@@ -132,18 +133,22 @@ def evaluation(restored: Restored, images: Images, *, workers: int | None = None
             measured = measure_of(spec)(logits, labels, losses, weights, program.custom.metrics, by_class=True)
             parts.append(measured)
             if not spec.is_multi_label:
-                cells = labels * classes + logits.argmax(dim=-1)
-                confusion += torch.bincount(cells[weights > 0], minlength=classes * classes)
+                cells = (labels * classes + logits.argmax(dim=-1)).cpu()
+                for sums, each in zip(confusion, (weights > 0, weights), strict=True):
+                    sums.index_add_(0, cells, each.cpu().double())
             skipped.extend(on_host.skipped.values())
             yield done
     total = functools.reduce(operator.add, parts)
     metrics = total.compute()
     if not spec.is_multi_label:
-        counts = confusion.reshape(classes, classes).cpu()
-        return Evaluation(metrics, counts, tuple(skipped), class_scores(counts))
+        counts, weighted = confusion.reshape(2, classes, classes)
+        by_class = {**class_scores(weighted), "images": counts.sum(dim=1)}
+        return Evaluation({**metrics, "count": float(counts.sum())}, counts.long(), tuple(skipped), by_class)
     logits, labels, weights = total.gathered()
+    metrics["count"] = float(len(weights))
     metrics |= multi_label.summary(logits, labels, weights, restored.thresholds)
     by_class = multi_label.label_scores(logits, labels, weights, restored.thresholds)
+    by_class["images"] = (labels >= 0.5).sum(dim=0, dtype=torch.float64)
     return Evaluation(metrics, None, tuple(skipped), by_class)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
-from ftrain.data.labels import images_of_class
+from ftrain.data.labels import images_of_class, is_multi_label
 from ftrain.data.source import Source
 from ftrain.run.settings import WITH_WARMUP, Settings
 from ftrain.text import listed
@@ -18,12 +18,16 @@ def about_validation(train: Source, val: Source) -> list[str]:
     notes = []
     # A class with a single image has been mentioned where the images were split.
     of_train, of_val = (np.array(images_of_class(source.labels, len(train.classes))) for source in (train, val))
-    if missing := [train.classes[label] for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]:
+    several = is_multi_label(val.labels)
+    missing = [train.classes[label] for label in np.flatnonzero((of_val == 0) & (of_train > 1)).tolist()]
+    if several and not of_val.any():
+        notes.append("no validation image has a label, so mAP and F1 will not be known, nor the best epoch by them")
+    elif missing:
         whose = "its" if len(missing) == 1 else "their"
         notes.append(f"there are no validation images of {listed(missing)}, so {whose} accuracy will not be known")
     # Twice the standard error of an accuracy of 80 %.
     uncertainty = 2.0 * (0.8 * 0.2 / len(val)) ** 0.5
-    if uncertainty > NOTABLE_UNCERTAINTY:
+    if uncertainty > NOTABLE_UNCERTAINTY and not several:  # which are judged by mAP, with another error
         images = f"{len(val)} validation image{'s' * (len(val) != 1)}"
         notes.append(
             f"with only {images}, differences in accuracy of less than {uncertainty:.0%} may be chance; more "

@@ -18,13 +18,14 @@ def score(val: Mapping[str, float], by: BestBy) -> float:
     """How good the validation metrics of an epoch are: the higher, the better."""
     match by:
         case "accuracy":
-            return val["accuracy"]
+            found = val["accuracy"]
         case "macro":
-            return val.get("macro_accuracy", float("-inf"))
+            found = val.get("macro_accuracy", math.nan)
         case "map":
-            return val.get("map", float("-inf"))
+            found = val.get("map", math.nan)
         case "loss":
-            return -val["loss"] if val["loss"] == val["loss"] else float("-inf")  # nan is the worst
+            found = -val["loss"]
+    return -math.inf if math.isnan(found) else found  # nan is the worst
 
 
 def ranked(epochs: Iterable[T], value: Callable[[T], float]) -> list[T]:

@@ -158,6 +158,12 @@ def test_weights_are_relative_and_reach_the_batches(folder: Path) -> None:
     assert batch.weights.tolist() == [0.5, 1.5, 2.0, 0.0, 0.0, 0.0]
     [train] = load(images, images.train_jobs(0))
     assert train.weights.tolist() == index.weights[train.indices.numpy()].tolist()
+    part = index.part(np.array([True, True, False, False]))  # also in a part they are divided by their mean
+    assert part.weights is not None
+    assert part.weights.tolist() == [0.5, 1.5]
+    assert index.part(np.array([False, False, True, False])).weights is None
+    with pytest.raises(DataError, match=r"all weights in .* are 0; expected at least one above 0 in each split"):
+        index.part(np.array([False, False, False, True]))
     equal = table(folder, "path,label,weight\na.png,x,7\nb.png,y,7\n")
     assert from_table(equal).weights is None
 

@@ -25,8 +25,11 @@ def test_an_epoch_is_the_best_by_accuracy_by_loss_or_by_the_mean_over_the_classe
         line(1, 0.9, 0.5, macro_accuracy=0.3),
         line(2, 0.8, 0.4, macro_accuracy=0.6),
         line(3, 0.7, 0.6, macro_accuracy=0.7),
-        line(4, 0.6, float("nan"), macro_accuracy=0.7),
+        line(4, 0.6, float("nan"), macro_accuracy=0.7, map=0.1),
+        line(5, 0.5, 9.0, macro_accuracy=float("nan"), map=float("nan")),
     ]
+    assert retention.best_epoch(lines[::-1], "map")["epoch"] == 4
+    assert retention.best_epoch(lines[::-1], "macro")["epoch"] == 4
     assert {by: retention.best_epoch(lines, by)["epoch"] for by in ("accuracy", "loss", "macro")} == {
         "accuracy": 1,
         "loss": 2,

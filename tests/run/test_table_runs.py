@@ -28,6 +28,7 @@ from ftrain.errors import DataError, SettingsError
 from ftrain.run.candidate import random_batch
 from ftrain.run.events import StepTaken
 from ftrain.run.locate import locate, to_end
+from ftrain.run.resolve import resolve
 from ftrain.run.settings import Settings
 
 NAMES = ("dark", "light", "red")
@@ -59,6 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "several, weighted": {"path": 0, "labels": 1, "split": 3, "weight": 4},
         "several, to split": {"path": 0, "labels": 1, "group": 5},
         "one": {"path": 0, "label": 2, "split": 3, "weight": 4},
+        "one, to split": {"path": 0, "label": 2, "weight": 4},
     }
     for name, columns in tables.items():
         with open(folder / f"{name}.csv", "w", newline="") as file:
@@ -96,6 +98,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "several labels, split automatically": {"data": "several, to split.csv", "head_epochs": 1, "warmup_epochs": 0},
     "one label": {"data": "one.csv", "class_weights": "balanced"},
+    "one label, drawn equally often": {"data": "one.csv", "sampler": "balanced"},
+    "one label, split automatically": {"data": "one, to split.csv"},
+    "several labels, on features": {
+        "data": "several, weighted.csv",
+        "freeze": "backbone",
+        "crop_scale": 1.0,
+        "flip": False,
+    },
 }
 
 
@@ -103,7 +113,7 @@ def start(root: Path, out: Path, stop_after: int, **settings: Any) -> None:
     """Trains until a step has been taken."""
     last = 0
     chosen = {**QUICK, **settings, "data": str(root / settings["data"])}
-    net = module(2 if settings["data"] in ("one.csv", "labels.csv") else 3)
+    net = module(2 if settings["data"] in ("one.csv", "one, to split.csv", "labels.csv") else 3)
 
     def stop() -> bool:
         return last >= stop_after
@@ -400,6 +410,39 @@ def test_labels_of_the_other_kind_are_refused_in_evaluation(run: Path, root: Pat
     single = ftrain.open_run(tmp_path / "one", model=module(2), device="cpu")
     with pytest.raises(SettingsError, match=r"run is single-label.* must be class numbers of shape \[N\]; .* \[4, 2\]"):
         single.evaluate((pixels, several[:, :2]), workers=0)
+
+
+def test_evaluation_without_labels_and_with_weights(run: Path, root: Path, tmp_path: Path) -> None:
+    """Numbers of images count images; what is not known is null in JSON."""
+    (root / "none.csv").write_text("path,labels,weight\n0.png,,1\n1.png,,2.5\n2.png,,0\n")
+    words = ["--data", root / "none.csv", "--workers", 0, "--device", "cpu", "--out", tmp_path / "out"]
+    result = command("evaluate", run, *words)
+    assert result.exit_code == 0, result.output
+    assert "2 images" in result.stdout
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (document["count"], document["map"], document["classes"]["red"]["images"]) == (2.0, None, 0.0)
+    start(root, tmp_path / "one", 1, data="one.csv")
+    opened = ftrain.open_run(tmp_path / "one", model=module(2), device="cpu")
+    single = opened.evaluate(workers=0)
+    assert single.confusion is not None
+    assert single.class_scores["images"].tolist() == single.confusion.sum(dim=1).tolist()
+    assert single.metrics["count"] == 4.0
+    val = opened.images().val
+    first = opened.predict([root / path for path in val.paths], top=1)
+    assert val.labels.tolist() == [1, 1, 1, 1]
+    right = np.array([each["classes"][0]["class"] == "light" for each in first])
+    assert single.class_scores["recall"][1].item() == pytest.approx(val.weights[right].sum() / val.weights.sum())
+
+
+def test_notes_on_several_labels(root: Path) -> None:
+    rows = ["0.png,x|y,train", "1.png,y,train", "2.png,,val", "3.png,,val"]
+    (root / "unlabelled.csv").write_text("\n".join(["path,labels,split", *rows]))
+    settings = Settings(model="resnet18", data=str(root / "unlabelled.csv"), label_smoothing=0.2, device="cpu")
+    notes = resolve(settings)[0].notes
+    assert "no validation image has a label, so mAP and F1 will not be known, nor the best epoch by them" in notes
+    assert "`label_smoothing` has no effect with `loss=binary-cross-entropy`" in notes
+    assert not any("may be chance" in note for note in notes)  # which would be of the accuracy
 
 
 def test_a_pair_of_tables(root: Path, tmp_path: Path) -> None:
