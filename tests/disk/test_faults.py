@@ -605,6 +605,8 @@ def test_a_checkpoint_that_cannot_be_opened_for_other_reasons_is_not_damaged(
         {"to_evaluate": None, "metrics": None, "left_out": 7},
         {"metrics": {"bytes": "all"}},
         {"val": {}},
+        {"thresholds": [0.5, 2.0]},
+        {"thresholds": [-0.5, 0.5]},
     ],
 )
 def test_a_manifest_with_values_of_the_wrong_type_is_refused(undisturbed, tmp_path, changes):
