@@ -24,6 +24,7 @@ from ftrain.data.cache import FeatureTable, available_memory, cache_folder
 from ftrain.data.cache.table import new_table, open_table, table_folder
 from ftrain.data.device import on_device
 from ftrain.data.images import Images, Job
+from ftrain.errors import DataError
 from ftrain.models.cut import Cut, cut, is_faithful
 from ftrain.module import normalized
 from ftrain.run.build import Program
@@ -80,19 +81,23 @@ def with_features(
     parts = _parts(program, state)
     if parts is None:
         return (None,)
-    one = _features(program, parts, state, _example(program)[:1])
+    spec = program.spec
+    examples = _features(program, parts, state, _example(program))
+    one = examples[:1]
     total, size = len(images.train) + len(images.val), one.numel() * one.element_size()
     # Evaluation uses a part of an image; training that does not crop uses all of it. The size of these batches is one
     # with which a run resumes, because the last bits depend on it.
     whole = attrs.evolve(images.augmentation, centre_fraction=1.0)
-    val = attrs.evolve(images, eval_batch_size=program.spec.batch_size)
+    val = attrs.evolve(images, eval_batch_size=spec.batch_size)
     train = attrs.evolve(val, val=images.train, val_cache=images.train_cache, augmentation=whole)
-    on_disk = program.spec.cache == "disk" or total * size > ROOM * available_memory()
+    on_disk = spec.cache == "disk" or total * size > ROOM * available_memory()
     tables, done = [], 0
     for each in (train, val):
         shape = (len(each.val), *one.shape[1:])
-        folder = table_folder(_facts(program, state, each)) if on_disk else None
+        folder = table_folder(_facts(program, state, each, examples)) if on_disk else None
         table = open_table(folder) if folder else None
+        if table is not None and table.bad_images and not spec.skip_bad_images:
+            raise DataError(next(iter(table.bad_images.values())))
         if table is None:
             yield ComputingFeatures(done, total, total * size)
             with new_table(folder, shape) if folder else nullcontext(_in_memory(program, shape)) as table:
@@ -127,16 +132,22 @@ def _in_memory(program: Program, shape: tuple[int, ...]) -> FeatureTable:
     return FeatureTable(torch.empty(shape, device=device), {})
 
 
-def _facts(program: Program, state: TrainState, images: Images) -> list[Any]:
-    """All that the features of the validation images of `images` depend on."""
+def _facts(program: Program, state: TrainState, images: Images, examples: Tensor) -> list[Any]:
+    """All that the features of the validation images of `images` depend on.
+
+    Args:
+      examples: the features of `_example`, which show a change of the network that neither its tensors nor the source
+        of its class does.
+    """
     spec = program.spec
     digest = hashlib.sha256()
-    for name, tensor in sorted(state.buffers.items()):
+    for name, tensor in [*sorted(state.buffers.items()), ("examples", examples)]:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    own = program.custom.record(spec.model).get("model")
     source = cache_folder(images.val, images.val_cache_format).name
     numbers = [*spec.mean, *spec.std, images.image_size, images.eval_batch_size, torch.get_num_threads()]
-    return [source, digest.hexdigest(), spec.model, spec.device, spec.precision, spec.memory_format, *numbers]
+    return [source, digest.hexdigest(), own, spec.model, spec.device, spec.precision, spec.memory_format, *numbers]
 
 
 def _parts(program: Program, state: TrainState) -> Cut | None:

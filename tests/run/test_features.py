@@ -9,6 +9,7 @@ import tiny_runs
 import torch
 from safetensors.torch import load_file
 
+from ftrain.data import from_arrays
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError
 from ftrain.run import export, features, inference, provenance, verify
@@ -37,8 +38,8 @@ def network():
     return tiny_runs.network("", classes=2, image_size=8, seed=0)
 
 
-def train(folder, stop_after=None, override=False, source=None, augment=None, **changes):
-    spec, own = tiny_runs.spec(**{**CACHED, **changes}), Custom(module=network(), augment=augment)
+def train(folder, stop_after=None, override=False, source=None, augment=None, module=None, **changes):
+    spec, own = tiny_runs.spec(**{**CACHED, **changes}), Custom(module=module or network(), augment=augment)
     made = tiny_runs.images(multi_label=spec.is_multi_label)
     images = spec.images(source or made.train, made.val)
     events = []
@@ -263,6 +264,62 @@ def test_features_on_disk_are_read_again(tmp_path, monkeypatch):
     assert computed(train(tmp_path / "again", cache="disk"))
     assert tiny_runs.result(tmp_path / "again") in results
     assert computed(train(tmp_path / "third", cache="disk", mean=(0.1, 0.2, 0.3)))
+
+
+class Scaled(torch.nn.Module):
+    """A layer whose result depends on what is neither a tensor nor in its source."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factors = [factor]
+
+    def forward(self, x):
+        return x * self.factors[0]
+
+
+def scaled(factor):
+    first, *others = network()
+    return torch.nn.Sequential(first, Scaled(factor), *others)
+
+
+def test_a_changed_forward_pass_has_other_features_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path / "cache")
+    options = {"cache": "disk", "module": scaled(1.0)}
+    assert computed(train(tmp_path / "one", **options))
+    assert not computed(train(tmp_path / "same", **options))
+    assert computed(train(tmp_path / "other", cache="disk", module=scaled(3.0)))
+    train(tmp_path / "whole", feature_cache=False, module=scaled(3.0))
+    assert_same_result(tmp_path / "other", tmp_path / "whole")
+    assert state_of(tmp_path / "one")["params/6.weight"].ne(state_of(tmp_path / "other")["params/6.weight"]).any()
+
+
+def test_bad_images_that_another_run_skipped_stop_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path / "cache")
+    options = {"cache": "disk", "bad_image_cap": 0.5, "source": WithBadImages(tiny_runs.images().train)}
+    train(tmp_path / "skipping", on_bad_image="skip", **options)
+    with pytest.raises(DataError, match="cannot read image 2"):
+        train(tmp_path / "stopped", **options)
+
+
+def test_features_whose_content_is_damaged_are_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_: tmp_path / "cache")
+    train(tmp_path / "one", cache="disk")
+    for folder in (tmp_path / "cache" / "features").iterdir():
+        content = bytearray((folder / "features.bin").read_bytes())
+        content[100] ^= 1
+        (folder / "features.bin").write_bytes(content)
+    assert computed(train(tmp_path / "other", cache="disk"))[-1].done == 18
+    assert tiny_runs.result(tmp_path / "one") == tiny_runs.result(tmp_path / "other")
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_images_that_are_not_square(tmp_path, fit):
+    noise = np.random.default_rng(1)
+    pixels = noise.integers(0, 256, (13, 8, 14, 3), dtype=np.uint8)
+    source = from_arrays(pixels, np.arange(13) % 2, classes=("even", "odd"))
+    assert computed(train(tmp_path / "cached", source=source, fit=fit, crop_fraction=0.875))
+    train(tmp_path / "whole", source=source, fit=fit, crop_fraction=0.875, feature_cache=False)
+    assert_same_result(tmp_path / "cached", tmp_path / "whole")
 
 
 def test_where_memory_is_short_features_are_on_disk(tmp_path, monkeypatch):

@@ -63,14 +63,17 @@ def table_folder(facts: Sequence[Any]) -> Path:
 
 
 def open_table(folder: Path) -> FeatureTable | None:
-    """The table in a folder, or None if there is none or it is damaged.
+    """The table in a folder, or None if there is none or it is damaged. The whole file is read.
 
     >>> open_table(Path("no/such/folder")) is None
     True
     """
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        if about["format"] != FORMAT or (folder / FEATURES).stat().st_size != 4 * math.prod(about["shape"]):
+        size = 4 * math.prod(about["shape"])
+        if about["format"] != FORMAT or (folder / FEATURES).stat().st_size != size:
+            return None
+        if about["sha256"] != _sha256(folder / FEATURES):
             return None
         return FeatureTable(
             _mapped(folder / FEATURES, about["shape"], shared=False),
@@ -100,10 +103,16 @@ def new_table(folder: Path, shape: Sequence[int]) -> Iterator[FeatureTable]:
             yield table
             durable.sync(partial / FEATURES)
             about = {"format": FORMAT, "shape": list(shape), "unreadable": table.bad_images}
+            about["sha256"] = _sha256(partial / FEATURES)
             durable.write(partial / ABOUT, [json.dumps(about).encode()])
     except OSError:
         if open_table(folder) is None:  # otherwise another run was first
             raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mapped(path: Path, shape: Sequence[int], *, shared: bool) -> Tensor:
