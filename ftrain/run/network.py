@@ -29,6 +29,7 @@ def make_module(
             return custom.module, None
         module = copy.deepcopy(custom.module)
         _initialize(module, spec)
+        _start_small(module, spec, custom, None)
         return module, None
     if models.is_own(spec.model):
         if spec.weights and not os.path.isfile(spec.weights):
@@ -45,20 +46,26 @@ def make_module(
             seed=spec.seed,
             **spec.drops,
         )
-    if pretrained:
-        _initialize(module, spec)
-    if not (pretrained and spec.weights):
+    if not pretrained:
         return module, None
-    report = as_usage(models.load_weights, module, spec.weights, name=spec.model)
-    if spec.init == "default":
-        models.start_small(module, set(report.at_random) & set(head_of(spec, custom, module)), seed=spec.seed)
+    _initialize(module, spec)
+    report = as_usage(models.load_weights, module, spec.weights, name=spec.model) if spec.weights else None
+    _start_small(module, spec, custom, report)
     return module, report
 
 
 def _initialize(module: torch.nn.Module, spec: RunSpec) -> None:
-    models.initialize(module, spec.init, seed=spec.seed)
+    if spec.init != "small-head":
+        models.initialize(module, spec.init, seed=spec.seed)
     if spec.zero_init_residual:
         as_usage(models.zero_init_residual, module, spec.image_size)
+
+
+def _start_small(module: torch.nn.Module, spec: RunSpec, custom: Custom, report: models.WeightsReport | None) -> None:
+    """Initialises what pretrained weights leave of the head, if the spec asks for it."""
+    if spec.init == "small-head":
+        head = set(head_of(spec, custom, module))
+        models.start_small(module, head & set(report.at_random) if report else head, seed=spec.seed)
 
 
 def head_of(spec: RunSpec, custom: Custom, module: torch.nn.Module) -> tuple[str, ...]:

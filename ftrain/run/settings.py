@@ -23,7 +23,7 @@ PolicyName = Literal["none", "rand-augment", "trivial-augment"]
 FitName = Literal["crop", "pad", "stretch"]
 CacheKind = Literal["auto", "none", "disk", "ram"]
 SamplerName = Literal["uniform", "balanced"]
-InitName = Literal["default", "kaiming", "xavier", "orthogonal", "trunc-normal"]
+InitName = Literal["default", "small-head", "kaiming", "xavier", "orthogonal", "trunc-normal"]
 InterpolationName = Literal["bilinear", "bicubic"]
 OnBadImage = Literal["stop", "skip"]
 BestBy = Literal["accuracy", "loss", "macro", "map"]
@@ -164,11 +164,12 @@ class Settings:
         "DEFAULT, which are downloaded; or a local .safetensors or .pth file. Random initialisation by default.",
         _TEXT,
     )
-    init: InitName = _setting(
-        "default",
+    init: InitName | None = _setting(
+        None,
         "Model",
         "Initialisation of the weights of convolutions and linear layers, whose biases become 0. default: as the "
-        "network does it. Pretrained weights replace it.",
+        "network does it; small-head: likewise, with small weights in the head. Pretrained weights replace it. "
+        "Default: small-head with --weights, otherwise default.",
         _one_of(InitName),
     )
     zero_init_residual: bool = _setting(
@@ -574,6 +575,7 @@ def as_before(settings: Settings) -> Settings:
     have the values that ftrain used then."""
     return attrs.evolve(
         settings,
+        init=settings.init or "default",
         fit=settings.fit or "crop",
         interpolation=settings.interpolation or "bilinear",
         crop_fraction=settings.crop_fraction or (1.0 if settings.crop_scale == 1.0 else 0.875),

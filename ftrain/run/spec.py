@@ -148,7 +148,7 @@ class RunSpec:
             recorded=attrs.asdict(settings),
             model=settings.model,
             weights=settings.weights or "",
-            init=settings.init,
+            init=decided("init", settings.init),
             zero_init_residual=settings.zero_init_residual,
             drops={name: value for name, value in drops.items() if value is not None},
             classes=classes,

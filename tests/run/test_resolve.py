@@ -300,6 +300,27 @@ def test_initialisation_matters_only_for_what_pretrained_weights_do_not_supply(t
     assert params["fc.weight"].abs().max() <= (6 / 1026) ** 0.5
 
 
+def test_a_new_head_starts_small_except_in_runs_from_before_it_did(tmp_path, data):
+    torch.save(models.build(MODEL, classes=5, image_size=32, seed=9).state_dict(), tmp_path / "weights.pth")
+    options = {"model": MODEL, "image_size": 32, "weights": str(tmp_path / "weights.pth")}
+    spec, _ = resolve(Settings(data=str(data), device="cpu", **options))
+    assert (spec.init, spec.recorded["init"]) == ("small-head", "small-head")
+    small, _ = build(spec).initial_tensors()
+    assert 0.008 < small["fc.weight"].std() < 0.012 and small["fc.bias"].eq(0).all()
+    built = models.build(MODEL, classes=2, image_size=32, seed=0).state_dict()
+    for recorded in ({}, {"init": "default"}):  # in config.json
+        before, _ = build(tiny_runs.spec(**options, **recorded)).initial_tensors()
+        assert torch.equal(before["fc.weight"], built["fc.weight"])
+        assert torch.equal(before["fc.bias"], built["fc.bias"])
+
+
+def test_a_small_head_without_weights():
+    own = Custom(module=tiny_runs.network("", classes=2, image_size=8, seed=0))
+    small, default = (build(tiny_runs.spec(init=init), own).initial_tensors()[0] for init in ("small-head", "default"))
+    assert 0.005 < small["5.weight"].std() < 0.015 and small["5.bias"].eq(0).all()
+    assert [name for name in small if not torch.equal(small[name], default[name])] == ["5.weight", "5.bias"]
+
+
 def test_zero_initialised_residual_blocks():
     options = {"model": "resnet18", "image_size": 32}
     zeroed, plain = (

@@ -19,7 +19,7 @@ def test_defaults() -> None:
     assert attrs.asdict(Settings()) == {
         "model": "resnet34",
         "weights": None,
-        "init": "default",
+        "init": None,
         "zero_init_residual": False,
         "dropout": None,
         "drop_path": None,
@@ -105,7 +105,11 @@ PER_CHANNEL = "one per channel, such as 0.5,0.5,0.5; got"
         ("image_size", 0, "`image_size` must be an integer >= 1 and <= 4096; got 0"),
         ("image_size", 4097, "`image_size` must be an integer >= 1 and <= 4096; got 4097"),
         ("image_size", 64.0, "`image_size` must be an integer >= 1 and <= 4096; got 64.0"),
-        ("init", "he", "`init` must be one of default, kaiming, xavier, orthogonal, trunc-normal; got 'he'"),
+        (
+            "init",
+            "he",
+            "`init` must be one of default, small-head, kaiming, xavier, orthogonal, trunc-normal; got 'he'",
+        ),
         ("zero_init_residual", 1, "`zero_init_residual` must be true or false; got 1"),
         ("dropout", 1.0, "`dropout` must be a number >= 0 and < 1; got 1.0"),
         ("drop_path", -0.1, "`drop_path` must be a number >= 0 and < 1; got -0.1"),

@@ -55,7 +55,7 @@ def test_what_is_recorded(run, weights):
     assert settings["model"] == "timm/test_vit" and settings["weights"] == str(weights)
     assert (settings["mean"], settings["std"]) == ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     assert (settings["interpolation"], settings["crop_fraction"]) == ("bicubic", 0.95)
-    assert (settings["dropout"], settings["drop_path"], settings["init"]) == (0.3, 0.2, "default")
+    assert (settings["dropout"], settings["drop_path"], settings["init"]) == (0.3, 0.2, "small-head")
     assert config["versions"]["timm"] == timm.__version__
     report = json.loads((Path(run.folder) / "weights.json").read_text())
     assert report["at_random"] == ["head.weight", "head.bias"]
