@@ -42,6 +42,7 @@ class Images:
       train_cache, val_cache: decoded images, if there are any.
       drop_last: whether to drop the examples of an epoch that do not fill a batch; see `Pace`.
       skip_bad_images: whether to skip an image that cannot be read, instead of raising an error.
+      unaugmented: whether training images are read as evaluation would read them, from their files, and not augmented.
       balance: of the classes in training batches; None to use each image once in an epoch.
 
     >>> import numpy as np
@@ -63,6 +64,7 @@ class Images:
     val_cache: ImageCache | None = None
     drop_last: bool = False
     skip_bad_images: bool = False
+    unaugmented: bool = False
     balance: Balance | None = None
 
     @property

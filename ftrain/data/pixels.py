@@ -19,7 +19,7 @@ from ftrain.data.resize import Interpolation, resized
 
 
 def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) -> Tensor:
-    """A training image as it is augmented in one epoch, uint8 [3, S, S].
+    """A training image as it is augmented in one epoch, if `images` does not say otherwise, uint8 [3, S, S].
 
     Args:
       images: the data.
@@ -29,6 +29,8 @@ def train_pixels(images: Images, position: int, draws: npt.NDArray[np.float64]) 
     Raises:
       DataError: if the image cannot be read.
     """
+    if images.unaugmented:
+        return train_pixels_unaugmented(images, position)
     augmentation, cache, size = images.augmentation, images.train_cache, images.image_size
     if cache is not None:
         view = augmentation.view(*cache.size(position), draws)

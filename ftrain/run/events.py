@@ -129,7 +129,7 @@ class StatisticsRecomputed:
       before, after: validation metrics with the old statistics and with the new ones.
       images: training images that they were recomputed on.
       fit_before, fit_after: accuracy in evaluation on these images, with the old statistics and with the new ones.
-      to_blame: whether the old ones explain, in this epoch or one before, why validation is near chance.
+      to_blame: whether the old ones explain, in this epoch or one before, why accuracy in evaluation is so low.
       kept: whether the new ones replace the old ones, because they are to blame and validation is better.
       first: whether they were not found to be to blame before.
     """

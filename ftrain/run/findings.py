@@ -17,7 +17,7 @@ def about_statistics(event: StatisticsRecomputed) -> str | None:
             f"of {before:.1%}"
         )
     found = (
-        f"epoch {event.epoch}: validation accuracy is {before:.1%}, near chance, and training accuracy "
+        f"epoch {event.epoch}: validation accuracy is {before:.1%}, far below the training accuracy of "
         f"{event.train['accuracy']:.1%}"
     )
     on_them = f"accuracy in evaluation is {event.fit_after:.1%} on these images instead of {event.fit_before:.1%}"
@@ -28,8 +28,8 @@ def about_statistics(event: StatisticsRecomputed) -> str | None:
         )
     use = "so they are used" if event.kept else "which is not better, so the old ones stay"
     return (
-        f"{found}, because BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is from "
-        f"earlier epochs); recomputed on {event.images} training images, {on_them}, and {after:.1%} on the validation "
+        f"{found}; BatchNorm's running statistics lag behind the weights ({event.stale:.0%} of them is from earlier "
+        f"epochs): recomputed on {event.images} training images, {on_them}, and {after:.1%} on the validation "
         f"images, {use}"
     )
 

@@ -1,4 +1,4 @@
-"""Validation at chance although training learns: whether the running statistics of BatchNorm are to blame, and their
+"""Validation far below training: whether the running statistics of BatchNorm are to blame, and their
 repair."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def staleness(program: Program, step: int) -> float:
     return (1.0 - momentum) ** (step - pace.steps(epoch - 1))
 
 
-def is_near_chance(train: Mapping[str, float], val: Mapping[str, float], images: Images) -> bool:
+def is_far_below_training(train: Mapping[str, float], val: Mapping[str, float], images: Images) -> bool:
     """Whether the validation accuracy is nearer to chance than to the training accuracy, which is clearly above
     chance."""
     chance = _chance(images)
@@ -115,23 +115,20 @@ def repaired(
 ) -> Repaired | None:
     """Recomputes statistics on training images and validates again; None if `stop` returned True before the end.
 
-    The images are those of the epoch's last batches, at most 1,024 in whole batches, without augmentation. If the state
-    keeps averages, the statistics are those of the averaged network. Training itself goes on as without them, since it
-    normalises with those of each batch.
+    The images are those of the epoch's last batches, at most 1,024 in whole batches, read as evaluation reads them. If
+    the state keeps averages, the statistics are those of the averaged network. Training itself goes on as without them,
+    since it normalises with those of each batch.
     """
     spec = program.spec
-    plain = attrs.evolve(
-        images.augmentation, crop_scale=1.0, flip=False, policy="none", jitter=(0.0, 0.0, 0.0, 0.0), erasing=0.0
-    )
     first = spec.pace.steps(spec.pace.epoch_of(step) - 1)
     jobs = [Job("train", number) for number in range(max(first, step - max(1, IMAGES // spec.batch_size)), step)]
     network = averaged(state)
-    with closing(_loaded(attrs.evolve(images, augmentation=plain), program, jobs)) as batches:
-        samples = list(_until(stop, batches))
+    with closing(_loaded(attrs.evolve(images, unaugmented=True), program, jobs)) as batches:
+        samples = list(_up_to_stop(stop, batches))
     buffers = recompute_statistics(
         network.params,
         network.buffers,
-        _until(stop, samples),
+        _up_to_stop(stop, samples),
         apply=program.stage_at(step - 1).apply,
         key=ftrain.random.fold_in(ftrain.random.fold_in(state.key, PURPOSE), state.step),
         precision=spec.dtype,
@@ -140,8 +137,8 @@ def repaired(
     averages = {name: changed[name].clone() if name in changed else each for name, each in state.ema.items()}
     new = TrainState(**{**vars(state), "buffers": {**state.buffers, **changed}, "ema": averages})
     with closing(_loaded(images, program, images.val_jobs())) as batches:
-        parts = [program.eval_step(averaged(new), batch) for batch in _until(stop, batches)]
-    before, after = (_accuracy(program, averaged(each), _until(stop, samples)) for each in (state, new))
+        parts = [program.eval_step(averaged(new), batch) for batch in _up_to_stop(stop, batches)]
+    before, after = (_accuracy(program, averaged(each), _up_to_stop(stop, samples)) for each in (state, new))
     if stop():
         return None
     return Repaired(new, functools.reduce(operator.add, parts).compute(), len(jobs) * spec.batch_size, before, after)
@@ -157,8 +154,11 @@ def _accuracy(program: Program, state: TrainState, batches: Iterable[tuple[Tenso
 
 
 def is_better(one: Mapping[str, float], other: Mapping[str, float], by: BestBy) -> bool:
-    """Whether the first of two validations is better: by what makes an epoch the best, and then by the loss."""
-    return (retention.score(one, by), -one["loss"]) > (retention.score(other, by), -other["loss"])
+    """Whether the first of two validations is better, by accuracy: macro-averaged if that makes an epoch the best. The
+    loss does not count, because its last bits depend on the size of the batches in evaluation, which may change when a
+    run resumes."""
+    kind: BestBy = "macro" if by == "macro" else "accuracy"
+    return retention.score(one, kind) > retention.score(other, kind)
 
 
 def record(event: StatisticsRecomputed) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def record(event: StatisticsRecomputed) -> dict[str, Any]:
     }
 
 
-def _until(stop: Callable[[], bool], batches: Iterable[T]) -> Iterator[T]:
+def _up_to_stop(stop: Callable[[], bool], batches: Iterable[T]) -> Iterator[T]:
     """The batches up to one, at least, after which `stop` returns True."""
     for batch in batches:
         yield batch

@@ -241,7 +241,7 @@ class Session:
             or not self.repairs.due(self.epoch)
         ):
             return False
-        return self.repairs.to_blame or lagging.is_near_chance(train, val, self.images)
+        return self.repairs.to_blame or lagging.is_far_below_training(train, val, self.images)
 
     def _save(self, **notes: Any) -> Path:
         """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""

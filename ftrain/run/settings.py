@@ -464,8 +464,8 @@ class Settings:
     recompute_statistics: bool | None = _setting(
         None,
         "Training",
-        "If validation is near chance although training learns, recompute the running statistics of BatchNorm on "
-        "training images where they lag behind the weights, and use them where they are better. Default: yes.",
+        "If validation accuracy is far below training accuracy, recompute the running statistics of BatchNorm on "
+        "training images where they lag behind the weights, and use them where accuracy is higher. Default: yes.",
         _TRUE_OR_FALSE,
     )
     seed: int = _setting(0, "Run", "Seed for all random numbers.", _integer(0, 2**64 - 1))
