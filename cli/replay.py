@@ -40,7 +40,7 @@ def replay(
     from ftrain.disk import durable
     from ftrain.run import folder as run_folder
     from ftrain.run import provenance
-    from ftrain.run.events import Damaged
+    from ftrain.run.events import ComputingFeatures, Damaged
     from ftrain.run.locate import locate_again
     from ftrain.run.reopen import reopened
     from ftrain.run.replay import Replayed, Replaying
@@ -65,11 +65,13 @@ def replay(
             match event:
                 case Replaying(done, last):
                     if done + 1 < last:
-                        progress.update(task, completed=done)
+                        progress.update(task, description="repeating steps", completed=done, total=step)
                 case Damaged(cause):
                     warn([cause])
                 case Replayed():
                     found = event
+                case ComputingFeatures(done, total):
+                    progress.update(task, description="computing features", completed=done, total=total)
                 case _:
                     progress.update(task, description="caching decoded images")
     assert isinstance(found, Replayed)

@@ -39,6 +39,13 @@ class ComputingFeatures:
 
 
 @attrs.frozen
+class FeaturesNotCached:
+    """Features are not computed once although that was asked for, and why not, in words."""
+
+    why: str
+
+
+@attrs.frozen
 class Started:
     """Training starts, or resumes at `step`.
 
@@ -190,6 +197,7 @@ Event = (
     | Opened
     | Caching
     | ComputingFeatures
+    | FeaturesNotCached
     | Started
     | Compiling
     | Compiled

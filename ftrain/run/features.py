@@ -33,6 +33,8 @@ from ftrain.run.network import head_of, make_module, memory_format
 from ftrain.state import TrainState
 from ftrain.steps import predict_step
 
+MORE_TRAINED = "more than the head is trained; `freeze=backbone` freezes the rest"
+NOT_APART = "the network is not its head after a backbone that treats every image alike"
 ROOM = 0.5  # of the free memory, which features may take
 
 
@@ -69,8 +71,8 @@ class Features:
 
 def with_features(
     program: Program, images: Images, state: TrainState
-) -> Generator[ComputingFeatures, None, tuple[Features | None]]:
-    """The features of all images, if the run can be trained on them.
+) -> Generator[ComputingFeatures, None, Features | str]:
+    """The features of all images; or why the run cannot be trained on them, in words.
 
     Args:
       state: of the run, whose backbone does not change any more.
@@ -79,8 +81,8 @@ def with_features(
       DataError: for an image that cannot be read, unless bad images are skipped.
     """
     parts = _parts(program, state)
-    if parts is None:
-        return (None,)
+    if isinstance(parts, str):
+        return parts
     spec = program.spec
     examples = _features(program, parts, state, _example(program))
     one = examples[:1]
@@ -107,7 +109,7 @@ def with_features(
             assert table is not None
         done += len(each.val)
         tables.append(table)
-    return (Features(_on_features(program, parts), images, *tables),)
+    return Features(_on_features(program, parts), images, *tables)
 
 
 def _fill(table: FeatureTable, program: Program, parts: Cut, state: TrainState, images: Images) -> Generator[int]:
@@ -150,29 +152,33 @@ def _facts(program: Program, state: TrainState, images: Images, examples: Tensor
     return [source, digest.hexdigest(), own, spec.model, spec.device, spec.precision, spec.memory_format, *numbers]
 
 
-def _parts(program: Program, state: TrainState) -> Cut | None:
-    """The backbone, for images, and the head of a run's network, if it can be trained on features."""
+def _parts(program: Program, state: TrainState) -> Cut | str:
+    """The backbone, for images, and the head of a run's network; or why it cannot be trained on features, in words."""
     spec, custom = program.spec, program.custom
-    shape = spec.augmentation
-    varies = shape.crop_scale < 1.0 or shape.flip or shape.policy != "none" or any(shape.jitter) or shape.erasing > 0.0
-    mixes = spec.mixup > 0.0 or spec.cutmix > 0.0 or custom.augment is not None
-    if not spec.feature_cache or varies or mixes or len(program.stages) > 1 or not program.stages[0].frozen:
-        return None
+    if not spec.feature_cache:
+        return "`feature_cache` is off"
+    if spec.varying or custom.augment is not None:
+        names = [*spec.varying, *(["augment"] if custom.augment is not None else [])]
+        return f"training images vary from epoch to epoch, by {', '.join(f'`{name}`' for name in names)}"
+    if len(program.stages) > 1 or not program.stages[0].frozen:
+        return MORE_TRAINED
     [stage] = program.stages
     module, _ = make_module(spec, custom, pretrained=False)
     head = head_of(spec, custom, module)
     # After a change of settings, the averages of what is frozen may differ from it.
     settled = all(torch.equal(tensor, state.ema.get(name, tensor)) for name, tensor in state.buffers.items())
-    if not set(stage.trained) <= set(head) or not settled:
-        return None
+    if not set(stage.trained) <= set(head):
+        return MORE_TRAINED
+    if not settled:
+        return "the averages of what is frozen differ from it"
     found = cut(module, head, frozen=stage.frozen)
     if found is None:
-        return None
+        return NOT_APART
     backbone = normalized(found.backbone, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
     parts = found._replace(backbone=backbone)
     key = ftrain.random.key(spec.seed, device=spec.device)
     faithful = is_faithful(parts, stage.apply, state.params, state.buffers, _example(program), key=key)
-    return parts if faithful else None
+    return parts if faithful else NOT_APART
 
 
 def _example(program: Program) -> Tensor:

@@ -38,5 +38,5 @@ def about_features(event: ComputingFeatures) -> str:
     """That features are computed, and of how many images."""
     return (
         f"features of the frozen backbone are computed once ({event.total} images, {readable(event.bytes)}), and the "
-        "head is trained on them"
+        "head is trained on them by a step that is not compiled"
     )

@@ -25,8 +25,8 @@ from ftrain.run.build import Program, build
 from ftrain.run.check import check
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
-from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, Started, Stopped
-from ftrain.run.features import with_features
+from ftrain.run.events import Damaged, EndedEarly, Evaluating, Event, FeaturesNotCached, Started, Stopped
+from ftrain.run.features import Features, with_features
 from ftrain.run.folder import RunFolder
 from ftrain.run.lagging import Repairs
 from ftrain.run.log import Log
@@ -75,12 +75,15 @@ def fit(
         features = None
         if position.step < spec.total_steps and not over:
             found = yield from _until(stop, with_features(program, images, position.state))
-            cached = (yield from _until(stop, with_caches(images, spec))) if found == (None,) else images
+            cached = (yield from _until(stop, with_caches(images, spec))) if isinstance(found, str) else images
             if found is None or cached is None:
                 yield Stopped(position.step)
                 return
-            [features], images = found, cached
-            program = features.program if features else program
+            images = cached
+            if isinstance(found, Features):
+                features, program = found, found.program
+            elif run.config["asked"].get("feature_cache"):
+                yield FeaturesNotCached(found)
             yield from position.skipped.add_cached(images)
         session = yield from _start(run, program, images, saver, position)
         if over:

@@ -23,6 +23,7 @@ from ftrain.run.events import (
     EpochEnded,
     Evaluating,
     Event,
+    FeaturesNotCached,
     ImageSkipped,
     Logged,
     Opened,
@@ -77,6 +78,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
             return f"compiled the {what} step in {took:.0f} s"
         case EndedEarly(epoch, best_epoch):
             return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
+        case FeaturesNotCached(why):
+            return f"features are not computed once, because {why}"
         case StatisticsRecomputed():
             return about_statistics(event)
         case EpochEnded():

@@ -22,11 +22,10 @@ from ftrain.run import kernels
 from ftrain.run.build import Program, build
 from ftrain.run.custom import Custom
 from ftrain.run.diagnose import diagnosed
-from ftrain.run.events import Damaged
+from ftrain.run.events import ComputingFeatures, Damaged
 from ftrain.run.features import Features, with_features
 from ftrain.run.fit import with_caches
 from ftrain.run.folder import RunFolder
-from ftrain.run.locate import to_end
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, keeping_averages
 from ftrain.text import shown
@@ -60,7 +59,7 @@ class Replayed:
 
 def replay(
     run: RunFolder, spec: RunSpec, images: Images, step: int, custom: Custom | None = None
-) -> Iterator[Caching | Damaged | Replaying | Replayed]:
+) -> Iterator[Caching | ComputingFeatures | Damaged | Replaying | Replayed]:
     """Repeats a training step of a run, from the nearest checkpoint before it that can be read, or from the start. The
     steps on the way are those of the run; the last one is not compiled.
 
@@ -85,7 +84,8 @@ def replay(
             yield from (Damaged(cause) for cause in loaded.damaged.values())
         else:
             state = program.init()
-        [features] = to_end(with_features(program, images, state))
+        found = yield from with_features(program, images, state)
+        features = found if isinstance(found, Features) else None
         if features is None:
             images = yield from with_caches(images, spec)
         yield from _repeat(features.program if features else program, images, state, step, features)

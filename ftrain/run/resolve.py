@@ -17,7 +17,6 @@ from ftrain.data.decode import oriented_size
 from ftrain.data.images import Images
 from ftrain.data.index import Index
 from ftrain.data.labels import images_of_class
-from ftrain.data.order import Pace
 from ftrain.data.skipped import skipped_line
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
@@ -139,29 +138,35 @@ def resolve(
             kernels.memory_format(convolutions, device) if settings.memory_format == "auto" else settings.memory_format
         ),
     )
-    because = "it was asked for"
-    if settings.compile is None:
-        compile, because = kernels.pays_to_compile(
-            convolutions,
-            device,
-            steps=Pace(len(train), chosen.batch_size, bool(settings.drop_last)).steps(settings.epochs),
-            pixels=settings.epochs * len(train) * image_size**2,
-        )
-        settings = attrs.evolve(settings, compile=compile)
-        notes.append(f"the training step is {because}")
     spec = RunSpec.of(
         settings,
         classes=tuple(train.classes),
         class_counts=tuple(images_of_class(train.labels, len(train.classes))),
         train_examples=len(train),
-        compile_because=because,
+        compile_because="it was asked for",
         notes=tuple(notes),
     )
+    if settings.compile is None:
+        compile, because = _pays_to_compile(spec, custom, convolutions)
+        spec = attrs.evolve(
+            spec,
+            compile=compile,
+            compile_because=because,
+            recorded={**spec.recorded, "compile": compile},
+            notes=(*spec.notes, f"the training step is {because}"),
+        )
     images = spec.images(train, val)
     if settings.cache == "auto":
         kind = _cache_with_room(images, sizes)
         spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
     return spec, images
+
+
+def _pays_to_compile(spec: RunSpec, custom: Custom, convolutions: models.Convolutions) -> tuple[bool, str]:
+    if spec.feature_cache and spec.freeze == "backbone" and not spec.varying and custom.augment is None:
+        return False, "not compiled: only the head is trained, on features that do not change"
+    pixels = spec.epochs * spec.train_examples * spec.image_size**2
+    return kernels.pays_to_compile(convolutions, spec.torch_device, steps=spec.total_steps, pixels=pixels)
 
 
 def _check_uneven(settings: Settings, train: Source, custom: Custom) -> None:

@@ -391,14 +391,14 @@ class Settings:
         "Fine-tuning",
         "Parameters that are not trained: none, backbone (all but the head), batch-norm, or names such as "
         "'conv1,layer[12]', separated by commas. Frozen BatchNorm layers keep their statistics. Default: batch-norm "
-        "with --weights, otherwise none.",
+        "with --weights for a network that has BatchNorm, otherwise none.",
         _TEXT,
     )
     head_epochs: int | None = _setting(
         None,
         "Fine-tuning",
         "How many of --epochs, from the first on, train only the head. Default: 1 with --weights and at least 3 "
-        "epochs, otherwise 0.",
+        "epochs, unless --freeze is backbone or names layers; otherwise 0.",
         _integer(0),
     )
     head_lr: float | None = _setting(
@@ -411,7 +411,7 @@ class Settings:
         None,
         "Fine-tuning",
         "Factor by which the learning rate falls from each of twelve groups of layers to the one below it; 1 for the "
-        "same rate everywhere. Default: 0.85 with --weights, otherwise 1.",
+        "same rate everywhere. Default: 0.85 with --weights unless --freeze is backbone, otherwise 1.",
         _FRACTION,
     )
     feature_cache: bool | None = _setting(

@@ -227,6 +227,21 @@ class RunSpec:
         return self.pace.steps(self.epochs)
 
     @property
+    def varying(self) -> tuple[str, ...]:
+        """The settings by which an image has other pixels in each epoch of training."""
+        shape = self.augmentation
+        used = {
+            "crop_scale": shape.crop_scale < 1.0,
+            "flip": shape.flip,
+            "auto_augment": shape.policy != "none",
+            "color_jitter": any(shape.jitter),
+            "random_erasing": shape.erasing > 0.0,
+            "mixup": self.mixup > 0.0,
+            "cutmix": self.cutmix > 0.0,
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
+
+    @property
     def is_multi_label(self) -> bool:
         """Whether an image may have several labels, or none."""
         return self.task == "multi-label"

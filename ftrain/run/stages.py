@@ -132,7 +132,7 @@ def make_stages(
       module: the network of the run. It is read, not changed.
 
     Raises:
-      SettingsError: if `freeze` matches no parameter, or leaves none to train.
+      SettingsError: if a part of `freeze` matches nothing, or no parameter is left to train.
     """
     names = tuple(name for name, param in module.named_parameters() if param.requires_grad)
     by_layer = spec.layer_decay < 1.0 or spec.head_lr != spec.lr
@@ -179,6 +179,11 @@ def _frozen(spec: RunSpec, module: torch.nn.Module, names: tuple[str, ...], head
             raise SettingsError(f"`freeze=backbone` trains {_NO_HEAD}; name the layers to freeze instead")
         return frozenset(names) - frozenset(head)
     patterns = [each.strip() for each in spec.freeze.split(",")]
+    if BATCH_NORM in patterns and not models.batch_norms(module):
+        raise SettingsError(
+            f"`freeze={spec.freeze}` names {BATCH_NORM}, and this network has no BatchNorm layer; leave {BATCH_NORM} "
+            "out, or use `freeze=none` to freeze nothing"
+        )
     frozen = frozenset(models.batch_norms(module)) & set(names) if BATCH_NORM in patterns else frozenset()
     frozen |= set(as_usage(models.matching, names, [each for each in patterns if each != BATCH_NORM]))
     if frozen == frozenset(names):

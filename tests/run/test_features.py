@@ -17,9 +17,10 @@ from ftrain.run import fit as fit_module
 from ftrain.run import folder as run_folder
 from ftrain.run.api import open_run
 from ftrain.run.custom import Custom
-from ftrain.run.events import ComputingFeatures, EpochEnded, StepTaken
+from ftrain.run.events import ComputingFeatures, EpochEnded, FeaturesNotCached, StepTaken
 from ftrain.run.findings import about_features
 from ftrain.run.fit import fit
+from ftrain.run.progress import describe
 from ftrain.run.replay import Replayed, replay
 from ftrain.run.settings import Settings, as_before
 
@@ -38,7 +39,30 @@ def network():
     return tiny_runs.network("", classes=2, image_size=8, seed=0)
 
 
-def train(folder, stop_after=None, override=False, source=None, augment=None, module=None, **changes):
+class Scaled(torch.nn.Module):
+    """A layer whose result depends on what is neither a tensor nor in its source."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factors = [factor]
+
+    def forward(self, x):
+        return x * self.factors[0]
+
+
+def scaled(factor):
+    first, *others = network()
+    return torch.nn.Sequential(first, Scaled(factor), *others)
+
+
+class Flipped(torch.nn.Module):
+    """A layer after the head that depends on the other examples of the batch."""
+
+    def forward(self, x):
+        return x + x.flip(0)
+
+
+def train(folder, stop_after=None, override=False, source=None, augment=None, module=None, asked=None, **changes):
     spec, own = tiny_runs.spec(**{**CACHED, **changes}), Custom(module=module or network(), augment=augment)
     made = tiny_runs.images(multi_label=spec.is_multi_label)
     images = spec.images(source or made.train, made.val)
@@ -47,7 +71,7 @@ def train(folder, stop_after=None, override=False, source=None, augment=None, mo
         if run_folder.is_started(folder):
             run = provenance.resumed_run(run_folder.read(folder), spec, images, [], custom=own, override=override)
         else:
-            run = provenance.new_run(spec, images, folder, [], custom=own)
+            run = provenance.new_run(spec, images, folder, [], custom=own, asked=asked)
         steps = [0]
         for event in fit(run, spec, images, own, stop=lambda: stop_after is not None and steps[-1] >= stop_after):
             events.append(event)
@@ -123,7 +147,8 @@ def test_the_result_is_that_of_the_whole_network(tmp_path, changes):
     assert not computed(train(tmp_path / "whole", feature_cache=False, **changes))
     assert_same_result(tmp_path / "cached", tmp_path / "whole")
     assert about_features(computed(events)[0]) == (
-        "features of the frozen backbone are computed once (18 images, 2.6 kB), and the head is trained on them"
+        "features of the frozen backbone are computed once (18 images, 2.6 kB), and the head is trained on them by a "
+        "step that is not compiled"
     )
 
 
@@ -155,7 +180,28 @@ def test_no_image_is_loaded_after_the_features(tmp_path, monkeypatch):
     ids=lambda changes: next(iter(changes)),
 )
 def test_features_that_change_are_not_kept(tmp_path, changes):
-    assert not computed(train(tmp_path, stop_after=1, **changes))
+    events = train(tmp_path, stop_after=1, **changes)
+    assert not computed(events) and not [event for event in events if isinstance(event, FeaturesNotCached)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"flip": True, "mixup": 0.2}, "training images vary from epoch to epoch, by `flip`, `mixup`"),
+        ({"augment": lambda key, images: images}, "training images vary from epoch to epoch, by `augment`"),
+        ({"freeze": "none"}, "more than the head is trained; `freeze=backbone` freezes the rest"),
+        ({"freeze": "0"}, "more than the head is trained; `freeze=backbone` freezes the rest"),
+        (
+            {"module": torch.nn.Sequential(scaled(1.0), Flipped())},
+            "the network is not its head after a backbone that treats every image alike",
+        ),
+    ],
+)
+def test_it_is_said_why_features_that_were_asked_for_are_not_kept(tmp_path, changes, why):
+    events = train(tmp_path, stop_after=1, asked={"feature_cache": True}, **changes)
+    [event] = [event for event in events if isinstance(event, FeaturesNotCached)]
+    assert event.why == why and not computed(events)
+    assert describe(event, tmp_path, 2, 0.0) == f"features are not computed once, because {why}"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +252,8 @@ def test_replay_repeats_the_step_on_features(tmp_path):
     train(tmp_path, log_every=1, keep_last=9)
     run = run_folder.read(tmp_path)
     images = run.spec.images(tiny_runs.images().train, tiny_runs.images().val)
-    *_, last = replay(run, run.spec, images, 6, Custom(module=network()))
+    *events, last = replay(run, run.spec, images, 6, Custom(module=network()))
+    assert computed(events)[-1].done == 18
     assert isinstance(last, Replayed) and list(last.gradients) == ["5"]
     line = next(line for line in lines(tmp_path) if line["kind"] == "step" and line["step"] == 6)
     assert last.metrics["loss"] == line["loss"]
@@ -264,22 +311,6 @@ def test_features_on_disk_are_read_again(tmp_path, monkeypatch):
     assert computed(train(tmp_path / "again", cache="disk"))
     assert tiny_runs.result(tmp_path / "again") in results
     assert computed(train(tmp_path / "third", cache="disk", mean=(0.1, 0.2, 0.3)))
-
-
-class Scaled(torch.nn.Module):
-    """A layer whose result depends on what is neither a tensor nor in its source."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factors = [factor]
-
-    def forward(self, x):
-        return x * self.factors[0]
-
-
-def scaled(factor):
-    first, *others = network()
-    return torch.nn.Sequential(first, Scaled(factor), *others)
 
 
 def test_a_changed_forward_pass_has_other_features_on_disk(tmp_path, monkeypatch):

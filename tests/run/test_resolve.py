@@ -13,7 +13,7 @@ from torchvision.ops import StochasticDepth
 from ftrain import models
 from ftrain.data import from_arrays, from_dataset
 from ftrain.errors import SettingsError
-from ftrain.run import network, stages
+from ftrain.run import kernels, network, stages
 from ftrain.run.build import build
 from ftrain.run.custom import Custom
 from ftrain.run.notes import about_validation
@@ -133,6 +133,22 @@ def test_freezing_random_layers_is_mentioned(data):
     assert "`head_epochs` without `weights` leaves layers at their random initial values" in notes(head_epochs=1)
     assert "`layer_decay` has no effect with `freeze=backbone`" in notes(freeze="backbone", layer_decay=0.5)
     assert not any("without `weights`" in note for note in notes())
+
+
+def test_a_head_on_features_is_not_compiled(data, monkeypatch):
+    monkeypatch.setattr(kernels, "pays_to_compile", lambda *_, **__: (True, "compiled: it is long"))
+    options = {"model": MODEL, "data": str(data), "device": "cpu", "freeze": "backbone"}
+    fixed = {"flip": False, "crop_scale": 1.0}
+    spec, _ = resolve(Settings(**options, **fixed))
+    because = "not compiled: only the head is trained, on features that do not change"
+    assert (spec.compile, spec.compile_because, spec.recorded["compile"]) == (False, because, False)
+    assert spec.notes[-1] == f"the training step is {because}"
+    for others in (options, {**options, **fixed, "feature_cache": False}, {**options, **fixed, "freeze": "none"}):
+        spec, _ = resolve(Settings(**others))
+        assert (spec.compile, spec.compile_because, spec.recorded["compile"]) == (True, "compiled: it is long", True)
+        assert spec.notes[-1] == "the training step is compiled: it is long"
+    spec, _ = resolve(Settings(**options, **fixed, compile=True))
+    assert (spec.compile, spec.compile_because) == (True, "it was asked for")
 
 
 def test_what_is_recorded_makes_the_same_spec_again(data):

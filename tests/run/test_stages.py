@@ -187,6 +187,7 @@ def test_what_cannot_be_frozen_is_an_error(changes, message):
     ("changes", "message"),
     [
         ({"head_epochs": 1}, "`head_epochs` trains the head, .* and this network has none; use `head_epochs=0`"),
+        ({"freeze": "batch-norm"}, "`freeze=batch-norm` names batch-norm, and this network has no BatchNorm layer; le"),
         ({"freeze": "backbone"}, "`freeze=backbone` trains the head, .* and this network has none; name the layers"),
     ],
 )
