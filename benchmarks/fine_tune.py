@@ -50,6 +50,7 @@ def by_ftrain(options, folder):
                 "model": f"timm/{MODEL}",
                 "weights": options.weights,
                 "image_size": options.size,
+                "workers": WORKERS,
                 "epochs": options.epochs,
                 "seed": options.seed,
                 **{name: literal(value) for name, value in settings.items()},
