@@ -18,27 +18,37 @@ from ftrain.parallel import TreeSum, ranks, tree_sum
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def in_one_process():
+def in_one_process(cases):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes: the bits depend on it
     try:
-        return sharded_steps.digests(ranks(shards=sharded_steps.SHARDS))
+        return sharded_steps.digests(ranks(shards=sharded_steps.SHARDS), cases)
     finally:
         torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_number_of_processes_does_not_change_a_bit(world, in_one_process, tmp_path):
+def in_processes(world, cases, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
     command = [sys.executable, str(TESTS / "parallel" / "sharded_steps.py")]
     workers = [
-        subprocess.Popen([*command, str(rank), str(world), str(tmp_path)], env=environment) for rank in range(world)
+        subprocess.Popen([*command, str(rank), str(world), str(tmp_path), cases], env=environment)
+        for rank in range(world)
     ]
     assert [worker.wait() for worker in workers] == [0] * world
-    expected = {name: found for name, found in in_one_process.items() if world < 4 or name != "one graph"}
-    assert json.loads((tmp_path / "digests.json").read_text()) == expected
+    return json.loads((tmp_path / "digests.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_does_not_change_a_bit(tmp_path):
+    expected = in_one_process(sharded_steps.EAGER)
+    for world in (2, 4):
+        (tmp_path / str(world)).mkdir()
+        assert in_processes(world, "eager", tmp_path / str(world)) == expected, world
+
+
+@pytest.mark.long
+def test_the_number_of_processes_does_not_change_a_bit_of_a_compiled_step(tmp_path):
+    assert in_processes(2, "compiled", tmp_path) == in_one_process(sharded_steps.COMPILED)
 
 
 def test_one_shard_is_the_step_without_shards():
