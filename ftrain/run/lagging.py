@@ -1,5 +1,4 @@
-"""Validation far below training: whether the running statistics of BatchNorm are to blame, and their
-repair."""
+"""Validation far below training: whether BatchNorm's running statistics are to blame, and their repair."""
 
 from __future__ import annotations
 

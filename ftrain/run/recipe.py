@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import attrs
 
-from ftrain.run.settings import BATCH_NORM, Settings
+from ftrain.run.settings import BATCH_NORM, InitName, Settings
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ FOR_MANY = 64
 class Recipe:
     """What decides how parameters are trained. The fields are as in `Settings`."""
 
+    init: InitName
     freeze: str
     head_epochs: int
     layer_decay: float
@@ -43,9 +44,10 @@ def recipe(settings: Settings, *, images: int, batch_norm: bool) -> Recipe:
       batch_norm: whether the network has BatchNorm layers.
 
     >>> recipe(Settings(), images=300, batch_norm=True)
-    Recipe(freeze='none', head_epochs=0, layer_decay=1.0, batch_size=32, lr=0.001, weight_decay=0.05)
+    Recipe(init='default', freeze='none', head_epochs=0, layer_decay=1.0, batch_size=32, lr=0.001, weight_decay=0.05)
     >>> recipe(Settings(weights="DEFAULT"), images=300, batch_norm=True)
-    Recipe(freeze='batch-norm', head_epochs=1, layer_decay=0.85, batch_size=16, lr=0.001, weight_decay=0.05)
+    Recipe(init='small-head', freeze='batch-norm', head_epochs=1, layer_decay=0.85, batch_size=16, lr=0.001, \
+weight_decay=0.05)
     """
     fine_tuning = settings.weights is not None
     lr = DEFAULT_LR[settings.optimizer]
@@ -54,6 +56,7 @@ def recipe(settings: Settings, *, images: int, batch_norm: bool) -> Recipe:
     freeze = _or(settings.freeze, BATCH_NORM if fine_tuning and batch_norm else "none")
     head_first = fine_tuning and settings.epochs > 2 and freeze in ("none", BATCH_NORM)  # names may freeze the head
     return Recipe(
+        init=_or(settings.init, "small-head" if fine_tuning else "default"),
         freeze=freeze,
         head_epochs=_or(settings.head_epochs, int(head_first)),
         layer_decay=_or(settings.layer_decay, LAYER_DECAY if fine_tuning and freeze != "backbone" else 1.0),

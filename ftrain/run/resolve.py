@@ -118,7 +118,6 @@ def resolve(
         settings,
         model=model,
         weights=_absolute_if_file(settings.weights),
-        init=settings.init or ("small-head" if settings.weights else "default"),
         image_size=image_size,
         fit=settings.fit or prepared.fit,
         interpolation=settings.interpolation or prepared.interpolation,

@@ -11,8 +11,12 @@ from ftrain.run.recipe import Recipe, recipe
 from ftrain.run.resolve import resolve
 from ftrain.run.settings import Settings, as_before
 
-SCRATCH = Recipe(freeze="none", head_epochs=0, layer_decay=1.0, batch_size=32, lr=1e-3, weight_decay=0.05)
-TUNED = Recipe(freeze="batch-norm", head_epochs=1, layer_decay=0.85, batch_size=16, lr=1e-3, weight_decay=0.05)
+SCRATCH = Recipe(
+    init="default", freeze="none", head_epochs=0, layer_decay=1.0, batch_size=32, lr=1e-3, weight_decay=0.05
+)
+TUNED = Recipe(
+    init="small-head", freeze="batch-norm", head_epochs=1, layer_decay=0.85, batch_size=16, lr=1e-3, weight_decay=0.05
+)
 
 
 def of(images=300, batch_norm=True, **settings):
@@ -60,7 +64,15 @@ def test_layer_decay_is_for_a_backbone_that_is_trained():
 
 
 def test_what_is_given_remains():
-    given = {"freeze": "none", "head_epochs": 0, "layer_decay": 1.0, "batch_size": 7, "lr": 0.5, "weight_decay": 0.0}
+    given = {
+        "init": "default",
+        "freeze": "none",
+        "head_epochs": 0,
+        "layer_decay": 1.0,
+        "batch_size": 7,
+        "lr": 0.5,
+        "weight_decay": 0.0,
+    }
     assert of(weights="DEFAULT", **given) == Recipe(**given)
 
 
