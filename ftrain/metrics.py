@@ -173,27 +173,26 @@ def measure(
     >>> measure(logits, labels, torch.zeros(2), torch.ones(2), {"confident": confident}).compute()["confident"]
     0.5
     """
-    accumulation_dtype = torch.float32 if logits.device.type == "mps" else torch.float64
     label = labels.argmax(dim=-1) if labels.ndim > 1 else labels
     rank = _rank(logits, label)
-    own_weights, weights = weights, weights.to(accumulation_dtype)
+    loss = total(losses, weights)
+    counts = weights.to(loss.dtype)
 
     def hits(places: int) -> Tensor:
-        return ((rank < places).to(accumulation_dtype) * weights).sum()
+        return ((rank < places).to(loss.dtype) * counts).sum()
 
     check_names(metrics or ())
-    loss = total(losses, own_weights)
     per_example = {"top5": hits(5)} if logits.shape[-1] > 5 else {}
     for name, metric in (metrics or {}).items():
-        per_example[name] = total(values_of(name, metric, logits, labels), own_weights)
+        per_example[name] = total(values_of(name, metric, logits, labels), weights)
     return Metrics(
         loss=loss,
         correct=hits(1),
-        count=weights.sum(),
-        nonfinite=(~torch.isfinite(loss)).to(accumulation_dtype),
+        count=counts.sum(),
+        nonfinite=(~torch.isfinite(loss)).to(loss.dtype),
         per_example=per_example,
         per_step={},
-        per_class=_by_class(rank < 1, label, weights, logits.shape[-1]) if by_class else {},
+        per_class=_by_class(rank < 1, label, counts, logits.shape[-1]) if by_class else {},
     )
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ftrain.metrics import Metric, Metrics, total, values_of
+from ftrain.metrics import Metric, Metrics, check_names, total, values_of
 from ftrain.scores import average_precision, best_thresholds, label_scores, summary
 
 __all__ = ["average_precision", "best_thresholds", "focal", "label_scores", "measure", "summary"]
@@ -53,11 +53,15 @@ def measure(
       by_class: whether to keep the logits and labels of the examples, from which `Metrics.compute` finds the mean
         average precision, and F1 at the thresholds where it is the largest.
 
+    Raises:
+      ValueError: for a metric with a name of ftrain's own, or one that does not return [B].
+
     >>> logits, labels = torch.tensor([[2.0, -1.0], [2.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     >>> batch = measure(logits, labels, losses=torch.tensor([0.5, 1.5]), weights=torch.ones(2))
     >>> batch.compute()  # 2 of 3 predicted labels are right, and none is missing
     {'loss': 1.0, 'accuracy': 0.5, 'count': 2.0, 'nonfinite': 0.0, 'micro_f1': 0.8}
     """
+    check_names(metrics or ())
     predicted, actual = logits > 0, labels >= 0.5
     loss = total(losses, weights)
     own = weights.to(loss.dtype)

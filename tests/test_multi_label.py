@@ -213,3 +213,9 @@ def test_a_network_learns_several_labels():
     found = STEPS["evaluate"](apply, optimizer)(state, (images, labels)).compute()
     assert (found["accuracy"], found["map"], found["macro_f1"]) == (1.0, 1.0, 1.0)
     assert metrics.compute()["micro_f1"] == 1.0
+
+
+def test_a_metric_may_not_have_a_name_of_ftrains_own():
+    logits, labels = torch.zeros(2, 3), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="a metric cannot be called 'map', which ftrain uses itself"):
+        multi_label.measure(logits, labels, torch.zeros(2), torch.ones(2), {"map": lambda logits, labels: logits[:, 0]})
