@@ -74,7 +74,9 @@ def test_training_itself_is_the_same_with_averages_and_without():
     assert ftrain.averaged(plain).params == plain.params
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"skip_nonfinite": True}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"accumulate": 2}, marks=pytest.mark.long), {"skip_nonfinite": True}]
+)
 def test_a_step_with_averages_is_pure(options):
     assert_pure(*parts("convnet", **options))
 
@@ -102,8 +104,10 @@ def test_donated_averages_are_written_in_place_with_the_same_bits(compiled):
     assert [average.data_ptr() for average in donated.ema.values()] == memory
 
 
-@pytest.mark.parametrize("donate", [False, True])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("compiled", "donate"),
+    [(False, False), (False, True), (True, True), pytest.param(True, False, marks=pytest.mark.long)],
+)
 def test_a_skipped_step_leaves_the_averages_unchanged(compiled, donate):
     step, state, (pixels, labels) = parts(skip_nonfinite=True)
     state, _ = step(state, (pixels, labels))

@@ -86,10 +86,6 @@ def test_metrics_receive_the_labels_that_the_loss_receives():
     assert seen["metric"].shape == (4, 5)
 
 
-def test_a_step_with_metrics_is_pure():
-    assert_pure(*parts("convnet", metrics=METRICS))
-
-
 @pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
 def test_names_of_ftrains_own_metrics_are_rejected(name):
     step, state, batch = parts(metrics={name: label_is_even})
@@ -142,8 +138,8 @@ def test_augmentation_comes_before_mixing_and_sees_the_whole_batch():
     torch.testing.assert_close(found, torch.ones_like(found))
 
 
-def test_a_step_with_augmentation_is_pure():
-    assert_pure(*parts("convnet", augment=brightness))
+def test_a_step_with_metrics_and_augmentation_is_pure():
+    assert_pure(*parts("convnet", metrics=METRICS, augment=brightness))
 
 
 def test_augmentation_must_return_as_many_images():

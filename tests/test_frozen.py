@@ -66,8 +66,19 @@ def test_nothing_is_dropped_in_a_frozen_block():
     assert torch.equal(outputs, module.eval()(inputs))
 
 
-@pytest.mark.parametrize("meaning", MEANINGS)
-@pytest.mark.parametrize("frozen", [BACKBONE, BACKBONE[:2], BACKBONE[2:]])
+@pytest.mark.parametrize(
+    ("frozen", "meaning"),
+    [
+        pytest.param(
+            frozen,
+            meaning,
+            marks=pytest.mark.long if meaning in ("one graph", "draws") and frozen != BACKBONE else [],
+            id=f"{', '.join(frozen)}-{meaning}",
+        )
+        for frozen in (BACKBONE, BACKBONE[:2], BACKBONE[2:])
+        for meaning in MEANINGS
+    ],
+)
 def test_steps_with_frozen_parameters_are_pure(frozen, meaning):
     apply, optimizer, state = made(frozen)
     step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer)

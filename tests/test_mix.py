@@ -227,7 +227,11 @@ def test_vmap_over_keys_equals_the_loop(name):
 
 # inductor takes a minute for "either", in which nothing is new to it.
 @pytest.mark.parametrize(
-    ("name", "backend"), [("either", "aot_eager"), pytest.param("mixup", "inductor", marks=pytest.mark.slow)]
+    ("name", "backend"),
+    [
+        pytest.param("either", "aot_eager", marks=pytest.mark.long),
+        pytest.param("mixup", "inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_as_one_graph_equals_eager(name, backend):
     images, labels, weights = batch()
@@ -281,8 +285,20 @@ def bound_step(mix):
     return functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, mix=mix)
 
 
-@pytest.mark.parametrize("meaning", MEANINGS)
-@pytest.mark.parametrize("name", MIXES)
+# "either" compiles the other two.
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        pytest.param(
+            name,
+            meaning,
+            marks=pytest.mark.long if meaning in ("one graph", "draws") and name != "either" else [],
+            id=f"{name}-{meaning}",
+        )
+        for name in MIXES
+        for meaning in MEANINGS
+    ],
+)
 def test_train_step_with_a_mix_is_pure(name, meaning):
     images, labels, _ = batch()
     weights = torch.tensor([1.0, 1.0, 0.5, 0.0])

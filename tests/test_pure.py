@@ -12,9 +12,18 @@ from ftrain.compile import donating
 from ftrain.pytree import frozen
 from ftrain.testing import MEANINGS, assert_pure
 
-SLOW_TO_COMPILE = ("resnet18", "mobilenet_v3_small", "small_vit")
+LARGER = ("resnet18", "mobilenet_v3_small", "small_vit")
+COMPILED = ("one graph", "draws")
+
+
+def marked(name, meaning):
+    if name not in LARGER:
+        return []
+    return [pytest.mark.long, pytest.mark.slow] if meaning in COMPILED else [pytest.mark.slow]
+
+
 CASES = [
-    pytest.param(name, meaning, marks=[pytest.mark.slow] if name in SLOW_TO_COMPILE else [], id=f"{name}-{meaning}")
+    pytest.param(name, meaning, marks=marked(name, meaning), id=f"{name}-{meaning}")
     for name in networks.ALL
     for meaning in MEANINGS
 ]
@@ -56,24 +65,32 @@ def test_eval_step_is_pure(name, meaning):
     assert_pure(bound_eval_step(name), state, batch, meanings=[meaning])
 
 
-@pytest.mark.parametrize("name", ["linear", "convnet"])
+OPTIMIZERS = {
+    "adamw": ftrain.adamw(1e-3),
+    "adam": ftrain.adam(1e-3, weight_decay=1e-2),
+    "adagrad": ftrain.adagrad(1e-2),
+    "clipped adamw": ftrain.chain(ftrain.clip_by_global_norm(0.5), ftrain.adamw(1e-3, mask=ftrain.matrices_only)),
+}
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "name"),
     [
-        ftrain.adamw(1e-3),
-        ftrain.adam(1e-3, weight_decay=1e-2),
-        ftrain.adagrad(1e-2),
-        ftrain.chain(ftrain.clip_by_global_norm(0.5), ftrain.adamw(1e-3, mask=ftrain.matrices_only)),
+        ("adam", "linear"),
+        ("adagrad", "linear"),
+        ("clipped adamw", "convnet"),
+        *(pytest.param(optimizer, "convnet", marks=pytest.mark.long) for optimizer in ("adamw", "adam", "adagrad")),
+        *(pytest.param(optimizer, "linear", marks=pytest.mark.long) for optimizer in ("adamw", "clipped adamw")),
     ],
-    ids=["adamw", "adam", "adagrad", "clipped adamw"],
 )
 def test_train_step_is_pure_with_every_optimizer(name, optimizer):
     apply, _, state, batch = parts(name)
+    optimizer = OPTIMIZERS[optimizer]
     state = ftrain.init_state(state.params, state.buffers, optimizer, seed=3)
     assert_pure(functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer), state, batch)
 
 
-@pytest.mark.parametrize("name", ["linear", "convnet"])
+@pytest.mark.parametrize("name", [pytest.param("linear", marks=pytest.mark.long), "convnet"])
 def test_train_step_is_pure_under_autocast(name):
     apply, optimizer, state, batch = parts(name)
     step = functools.partial(ftrain.train_step, apply=apply, optimizer=optimizer, precision=torch.bfloat16)

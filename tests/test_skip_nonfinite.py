@@ -63,7 +63,7 @@ def test_without_skipping_nonfinite_numbers_spread():
     assert not all(leaf.isfinite().all() for leaf in leaves(after))
 
 
-@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("donate", [pytest.param(False, marks=pytest.mark.long), True])
 def test_compiled(donate):
     step, state, batch = parts()
     compiled = ftrain.compile_step(step, donate=donate, backend="aot_eager")
@@ -76,7 +76,7 @@ def test_compiled(donate):
     assert state.step == 1
 
 
-@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("donate", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("extended", [False, True])
 def test_your_own_optimizer_needs_no_extended_update(extended, donate):
     plain = ftrain.adagrad(0.01)  # whose compiled update is plain arithmetic

@@ -66,14 +66,19 @@ def params_in(found):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("compiled" in name)) for name in SETTINGS]
+    ("name", "steps"),
+    [
+        *(pytest.param(name, None, id=name) for name in SETTINGS if name != "compiled"),
+        pytest.param("compiled", (3, 4), id="compiled, in a stage and between two", marks=pytest.mark.slow),
+        pytest.param("compiled", None, id="compiled", marks=pytest.mark.long),
+    ],
 )
-def test_a_run_resumes_to_the_same_bits_after_any_step(name, tmp_path, monkeypatch):
+def test_a_run_resumes_to_the_same_bits_after_any_step(name, steps, tmp_path, monkeypatch):
     if "compiled" in name:
         monkeypatch.setattr(torch, "compile", lambda step, **options: _aot(step))
     train(tmp_path / "whole", **SETTINGS[name])
     expected = tiny_runs.result(tmp_path / "whole")
-    for step in range(1, tiny_runs.spec(**SETTINGS[name]).total_steps):
+    for step in steps or range(1, tiny_runs.spec(**SETTINGS[name]).total_steps):
         folder = tmp_path / str(step)
         train(folder, stop_after=step, **SETTINGS[name])
         train(folder, **SETTINGS[name])
