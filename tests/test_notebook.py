@@ -5,14 +5,20 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from small_sample import small_sample
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of Jupyter's own packages
-def test_the_notebook_runs(tmp_path):
+@pytest.mark.parametrize("sample", ["small", pytest.param("whole", marks=pytest.mark.long)])
+def test_the_notebook_runs(tmp_path, sample):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    if sample == "small":
+        folder = small_sample(tmp_path / "images")
+        code = f"import pathlib, ftrain.data\nftrain.data.sample_folder = lambda: pathlib.Path({str(folder)!r})"
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(code))
     client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     printed = "\n".join(

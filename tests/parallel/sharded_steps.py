@@ -1,11 +1,12 @@
-"""Steps over processes: `python sharded_steps.py RANK WORLD FOLDER CASES` takes part in the eager or the compiled
-cases, and process 0 writes their digests."""
+"""Steps over processes: `python sharded_steps.py WORLD FOLDER CASES` forks WORLD processes, which take part in the
+eager or the compiled cases, and process 0 writes their digests."""
 
 import functools
 import hashlib
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -76,16 +77,30 @@ def digests(layout, cases):
     return {name: digest(trained(layout, **options)) for name, options in cases.items()}
 
 
-def main():
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def take_part(rank, world, folder, cases):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
-    found = digests(ranks(shards=SHARDS), {"eager": EAGER, "compiled": COMPILED}[sys.argv[4]])
+    found = digests(ranks(shards=SHARDS), {"eager": EAGER, "compiled": COMPILED}[cases])
     if rank == 0:
         (folder / "digests.json").write_text(json.dumps(found))
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that ends in the usual way
 
 
+def main(world, folder, cases):
+    """Forks, so that torch is imported once, and returns whether all processes have ended well."""
+    workers = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                take_part(rank, world, folder, cases)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        workers.append(pid)
+    return [os.waitpid(pid, 0)[1] for pid in workers] == [0] * world
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(0 if main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]) else 1)

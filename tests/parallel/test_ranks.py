@@ -29,12 +29,8 @@ def in_one_process(cases):
 
 def in_processes(world, cases, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    command = [sys.executable, str(TESTS / "parallel" / "sharded_steps.py")]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(world), str(tmp_path), cases], env=environment)
-        for rank in range(world)
-    ]
-    assert [worker.wait() for worker in workers] == [0] * world
+    command = [sys.executable, str(TESTS / "parallel" / "sharded_steps.py"), str(world), str(tmp_path), cases]
+    subprocess.run(command, env=environment, check=True)
     return json.loads((tmp_path / "digests.json").read_text())
 
 
