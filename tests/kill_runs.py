@@ -1,6 +1,8 @@
 """Kills runs with SIGKILL wherever they write, resumes them, and compares the results with that of an undisturbed run.
-A script, so that it can fork: `python tests/kill_runs.py FOLDER [SEED]`."""
+A script, so that it can fork: `python tests/kill_runs.py FOLDER [--seed N] [--every N]`."""
 
+import argparse
+import collections
 import contextlib
 import functools
 import os
@@ -123,7 +125,33 @@ def was_killed(status):
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def main(root, seed):
+def parsed():
+    """The arguments of a script that disturbs runs at many places."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="every Nth place of each kind")
+    return parser.parse_args()
+
+
+def spread(places, kind, every):
+    """The first of each kind of place, and every `every`th of the kind after it."""
+    seen = collections.Counter()
+    chosen = []
+    for place in places:
+        if seen[kind(place)] % every == 0:
+            chosen.append(place)
+        seen[kind(place)] += 1
+    return chosen
+
+
+def kind_of(place, calls):
+    """The name of the call, and where in it: before it, after nothing or one byte of it, or later."""
+    call, how = place
+    return calls[call][0], how if how in ("before", 0, 1) else "later"
+
+
+def main(root, seed, every):
     root.mkdir(exist_ok=True)
     calls = recorded(root / "undisturbed")
     expected = result(root / "undisturbed")
@@ -137,8 +165,10 @@ def main(root, seed):
     weights = [size for _, size in writes]
     places += [(call, draw.randrange(size)) for call, size in draw.choices(writes, weights, k=RANDOM_PLACES)]
     places += [(call, 0) for call, (name, _) in enumerate(calls) if name == "rmtree"]
+    places = spread(places, lambda place: kind_of(place, calls), every)
+    moments = range(0, RANDOM_MOMENTS, every)
     lost, missed, seconds = [], [], 0.0
-    for number, place in enumerate([*places, *range(RANDOM_MOMENTS)]):
+    for number, place in enumerate([*places, *moments]):
         folder = root / str(number)
 
         def disturbed(folder=folder, place=place):
@@ -160,9 +190,10 @@ def main(root, seed):
             lost.append(place)
         seconds = max(seconds, time.monotonic() - start_time)
         shutil.rmtree(folder)
-    print(f"{len(places)} places and {RANDOM_MOMENTS} moments tried, {len(missed)} missed, {len(lost)} lost", *lost)
+    print(f"{len(places)} places and {len(moments)} moments tried, {len(missed)} missed, {len(lost)} lost", *lost)
     return 1 if lost or missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    given = parsed()
+    sys.exit(main(given.folder, given.seed, given.every))

@@ -4,6 +4,11 @@ import torch
 import torchvision
 
 CLASSES = 5
+# A small one of each family of torchvision's networks.
+OF_EACH_FAMILY = ("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet")
+OF_EACH_FAMILY += ("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf")
+OF_EACH_FAMILY += ("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1")
+OF_EACH_FAMILY += ("swin_t", "swin_v2_t", "vgg11", "vit_b_32")
 
 
 def linear():

@@ -33,6 +33,19 @@ def make_data(folder):
                 Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
 
 
+# Scripts and tests in one process, so that torch is imported once.
+IN_TURN = """
+import runpy, sys
+import pytest
+for name in sys.argv[1:]:
+    if name.startswith("test_"):
+        pytest.main(["-p", "no:cacheprovider", "-q", name])
+    else:
+        runpy.run_path(name, run_name="__main__")
+    print("--- end", flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_the_code_of_the_tutorial_runs(tmp_path):
     """That of the English one; the other has the same code, as the next test finds."""
@@ -42,20 +55,17 @@ def test_the_code_of_the_tutorial_runs(tmp_path):
         (tmp_path / name).write_text(code)
     make_data(tmp_path / "data")
 
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HANGING
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+    command = [sys.executable, "-c", IN_TURN, "train.py", "pure.py", "test_step.py", "extras.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=HANGING)
+    assert done.returncode == 0, done.stderr
+    train, pure, tested, extras = done.stdout.split("--- end\n")[:4]
     epochs = [r"epoch 1: \d\.\d{3} \d+\.\d%", r"epoch 2: \d\.\d{3} \d+\.\d%", r"epoch 3: \d\.\d{3} \d+\.\d%"]
-    for script in ("train.py", "pure.py"):
-        lines = run(script).splitlines()
+    for output in (train, pure):
+        lines = output.splitlines()
         assert len(lines) == 3
         assert all(re.fullmatch(pattern, line) for pattern, line in zip(epochs, lines, strict=True)), lines
-    assert "1 passed" in run("-m", "pytest", "-p", "no:cacheprovider", "-q", "test_step.py")
-    assert run("extras.py").splitlines()[-1].startswith("tensor([")
+    assert "1 passed" in tested
+    assert extras.splitlines()[-1].startswith("tensor([")
 
 
 def program(code):

@@ -74,9 +74,10 @@ def test_training_itself_is_the_same_with_averages_and_without():
     assert ftrain.averaged(plain).params == plain.params
 
 
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param({"accumulate": 2}, marks=pytest.mark.long), {"skip_nonfinite": True}]
-)
+LONG = ({"accumulate": 2}, {"skip_nonfinite": True})
+
+
+@pytest.mark.parametrize("options", [{}, *(pytest.param(options, marks=pytest.mark.long) for options in LONG)])
 def test_a_step_with_averages_is_pure(options):
     assert_pure(*parts("convnet", **options))
 

@@ -230,7 +230,7 @@ def test_vmap_over_keys_equals_the_loop(name):
     ("name", "backend"),
     [
         pytest.param("either", "aot_eager", marks=pytest.mark.long),
-        pytest.param("mixup", "inductor", marks=pytest.mark.slow),
+        pytest.param("mixup", "inductor", marks=pytest.mark.long),
     ],
 )
 def test_compiled_as_one_graph_equals_eager(name, backend):

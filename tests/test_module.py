@@ -210,19 +210,34 @@ def test_draws_come_from_the_key(name):
     assert torch.equal(run(module, train=False, key=None)[0], module.eval()(INPUTS))
 
 
+def drawing(name):
+    apply, params, buffers = ftrain.functionalize(Calls(RANDOM[name]))
+    return lambda key: apply(params, buffers, INPUTS, train=True, key=key)[0]
+
+
 @pytest.mark.parametrize(
     "name", sorted(RANDOM.keys() - {"dropout in place"})
 )  # vmap writes no batch into a single tensor
-def test_draws_under_vmap_and_in_one_graph(name):
-    apply, params, buffers = ftrain.functionalize(Calls(RANDOM[name]))
-
-    def draw(key):
-        return apply(params, buffers, INPUTS, train=True, key=key)[0]
-
+def test_draws_under_vmap(name):
+    draw = drawing(name)
     keys = ftrain.random.split(KEY, 3)
     together = torch.func.vmap(draw)(keys)
     for key, member in zip(keys, together, strict=True):
         torch.testing.assert_close(member, draw(key))
+
+
+OFTEN = ("dropout", "stochastic depth", "attention dropout")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in OFTEN else pytest.mark.long)
+        for name in sorted(RANDOM.keys() - {"dropout in place"})
+    ],
+)
+def test_draws_in_one_graph(name):
+    draw = drawing(name)
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(draw, fullgraph=True, backend="aot_eager")(KEY), draw(KEY))
 

@@ -171,8 +171,20 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("meaning", MEANINGS)
-@pytest.mark.parametrize("name", STEPS)
+# "train" is compiled only with -m long, as a part of "train, focal and mixed".
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        pytest.param(
+            name,
+            meaning,
+            marks=pytest.mark.long if meaning in ("one graph", "draws") and name == "train" else [],
+            id=f"{name}-{meaning}",
+        )
+        for name in STEPS
+        for meaning in MEANINGS
+    ],
+)
 def test_the_steps_are_pure(name, meaning):
     apply, optimizer, state, batch = parts("linear")
     assert_pure(STEPS[name](apply, optimizer), state, batch, meanings=[meaning])

@@ -19,7 +19,7 @@ COMPILED = ("one graph", "draws")
 def marked(name, meaning):
     if name not in LARGER:
         return []
-    return [pytest.mark.long, pytest.mark.slow] if meaning in COMPILED else [pytest.mark.slow]
+    return [pytest.mark.slow, *([pytest.mark.long] if meaning in COMPILED or name == "resnet18" else [])]
 
 
 CASES = [
@@ -132,7 +132,7 @@ def test_dropout_differs_from_step_to_step_and_with_the_key():
         ("convnet", ftrain.adamw),
         pytest.param("small_vit", ftrain.adamw, marks=pytest.mark.slow),
         pytest.param("mobilenet_v3_small", ftrain.sgd, marks=pytest.mark.slow),
-        pytest.param("resnet18", ftrain.sgd, marks=pytest.mark.slow),
+        pytest.param("resnet18", ftrain.sgd, marks=pytest.mark.long),
     ],
 )
 def test_hypergradient_of_the_learning_rate_equals_finite_differences(name, make):

@@ -76,8 +76,13 @@ def test_compiled(donate):
     assert state.step == 1
 
 
-@pytest.mark.parametrize("donate", [pytest.param(False, marks=pytest.mark.long), True])
-@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize(
+    ("extended", "donate"),
+    [
+        (False, True),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in ((False, False), (True, False), (True, True))),
+    ],
+)
 def test_your_own_optimizer_needs_no_extended_update(extended, donate):
     plain = ftrain.adagrad(0.01)  # whose compiled update is plain arithmetic
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from networks import OF_EACH_FAMILY
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -153,7 +154,10 @@ def test_tensors_that_do_not_fit_are_rejected():
         ftrain.to_module(nn.LazyLinear(3), {}, {})
 
 
-CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
+CLASSIFIERS = [
+    pytest.param(name, marks=[] if name in OF_EACH_FAMILY else pytest.mark.long)
+    for name in torchvision.models.list_models(module=torchvision.models)
+]
 
 
 class WithoutData(TorchFunctionMode):

@@ -22,6 +22,9 @@ import ftrain
 import ftrain.run.folder
 from ftrain.data import heif
 from ftrain.disk import sealed
+from ftrain.run import api, curves
+
+pytestmark = pytest.mark.usefixtures("without_curves")
 
 MODEL = "shufflenet_v2_x0_5"
 QUICK = ["--model", MODEL, "--epochs", "2", "--batch-size", "4", "--drop-last", "--workers", "0", "--device", "cpu"]
@@ -279,7 +282,8 @@ def test_heic_photographs_are_used(run, data, tmp_path, monkeypatch):
     assert "0.heic: reading .heic files needs pillow-heif, an extra: `pip install '.[heif]'`\n" in result.output
 
 
-def test_names_that_are_neither_utf8_nor_formulas(data, tmp_path):
+def test_names_that_are_neither_utf8_nor_formulas(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "draw_curves", curves.draw_curves)
     images = tmp_path / "images"
     shutil.copytree(data, images)
     for split in ("train", "val"):

@@ -21,6 +21,8 @@ from ftrain.disk.manifest import TENSORS
 from ftrain.run import folder as run_folder
 from ftrain.run import launch
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -133,9 +133,9 @@ def test_every_file_is_on_the_disk_before_the_folder_has_its_name(cache: Path, m
 
 
 def test_processes_that_unpack_at_the_same_time(cache: Path) -> None:
-    processes = [start(cache) for _ in range(3)]
+    processes = [start(cache) for _ in range(2)]
     outputs = [process.communicate(timeout=900)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert [process.returncode for process in processes] == [0, 0], outputs
     assert set(outputs) == {str(sample_folder())}
     assert list(cache.iterdir()) == [sample_folder()]
     assert files(cache) == 2502

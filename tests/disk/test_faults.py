@@ -18,7 +18,7 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from kill_runs import Calls, watching
+from kill_runs import Calls, spread, watching
 from tiny_runs import STEPS, images, network, result, spec, start_or_resume, tiny_network, train
 
 import ftrain
@@ -39,27 +39,38 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+def disturbed(script, folder, every):
+    """Runs a script that disturbs runs at every Nth of its places, and returns its process and what it found."""
+    command = [sys.executable, str(Path(__file__).parents[1] / script), str(folder), "--every", str(every)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"(\d+) places and (\d+) moments tried, .*", done.stdout)
+    assert found, done.stdout + done.stderr
+    return done, int(found[1]), int(found[2])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_that_is_killed_anywhere_resumes_to_the_same_result(tmp_path, capsys):
-    script = Path(__file__).parents[1] / "kill_runs.py"
-    command = [sys.executable, str(script), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("every", "least"), [(8, 40), pytest.param(1, 300, marks=pytest.mark.long)])
+def test_a_run_that_is_killed_anywhere_resumes_to_the_same_result(tmp_path, capsys, every, least):
+    done, places, moments = disturbed("kill_runs.py", tmp_path / "runs", every)
     with capsys.disabled():
         print(f"\n{done.stdout.splitlines()[-1]}")
-    assert re.fullmatch(r"\d+ places and \d+ moments tried, 0 missed, 0 lost\n", done.stdout), done.stdout + done.stderr
+    assert done.stdout == f"{places} places and {moments} moments tried, 0 missed, 0 lost\n", done.stderr
+    assert places >= least and moments == 40 // every
     assert done.returncode == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_a_run_that_is_signalled_stops_between_steps_and_resumes(tmp_path, capsys):
-    script = Path(__file__).parents[1] / "signal_runs.py"
-    command = [sys.executable, str(script), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("every", "tried"),
+    [(4, "11 places and 4 moments"), pytest.param(1, "33 places and 16 moments", marks=pytest.mark.long)],
+)
+def test_a_run_that_is_signalled_stops_between_steps_and_resumes(tmp_path, capsys, every, tried):
+    done, _, _ = disturbed("signal_runs.py", tmp_path / "runs", every)
     with capsys.disabled():
         print(f"\n{done.stdout}")
-    assert "33 places and 16 moments tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
+    assert f"{tried} tried, 0 wrong, 0 lost" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
 
 
@@ -412,7 +423,8 @@ def recorded(root, folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the names of open files in /proc")
-def test_a_run_whose_machine_loses_power_anywhere_resumes_to_the_same_result(undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.long)])
+def test_a_run_whose_machine_loses_power_anywhere_resumes_to_the_same_result(undisturbed, tmp_path, monkeypatch, every):
     root = tmp_path.resolve() / "recorded"
     root.mkdir()
     disk, tried, expected = Disk(), {}, result(undisturbed)
@@ -426,8 +438,10 @@ def test_a_run_whose_machine_loses_power_anywhere_resumes_to_the_same_result(und
                 left = disk.after_loss(names, content)
                 tried[hashlib.sha256(repr(sorted(left.items())).encode()).hexdigest()] = (call, step, left)
     assert len(tried) > 150
+    chosen = spread(tried.values(), lambda found: (found[0][0], found[1]), every)  # by the call and the step before it
+    assert {step for _, step, _ in chosen} == {0, 2, 4, 6}
     lost = []
-    for number, (call, step, left) in enumerate(tried.values()):
+    for number, (call, step, left) in enumerate(chosen):
         base = tmp_path / str(number)
         base.mkdir()
         for path, content in left.items():

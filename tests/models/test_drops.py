@@ -14,13 +14,17 @@ NETWORKS = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "effic
 NETWORKS += ["inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"]
 NETWORKS += ["resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11"]
 NETWORKS += ["vit_b_32", "wide_resnet50_2"]
+# Slow to build, and with another of their family above, or in the tests below.
+LARGER = ["efficientnet_v2_s", "inception_v3", "maxvit_t", "resnext50_32x4d", "swin_v2_t", "wide_resnet50_2"]
 
 
 def built(name, **drops):
     return models.build(name, classes=2, image_size=models.input_size(name), seed=0, **drops)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LARGER else []) for name in NETWORKS]
+)
 @pytest.mark.parametrize(("kind", "having"), [("dropout", DROPOUT), ("drop_path", DROP_PATH)])
 def test_networks_have_it_or_say_that_they_do_not(name, kind, having):
     if name.startswith(tuple(having)):

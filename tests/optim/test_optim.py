@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import pytest
@@ -138,6 +138,18 @@ def compiled(optimizer: Optimizer) -> Updater:
 PATHS = [eager, under_vmap, under_grad, under_autograd, compiled]
 
 
+def on_every_path(names: Iterable[str], quick: Container[str]) -> pytest.MarkDecorator:
+    """Parametrizes a test with names and paths. Only those in `quick` are compiled without `-m long`."""
+    return pytest.mark.parametrize(
+        ("name", "path"),
+        [
+            pytest.param(name, path, marks=pytest.mark.long if path is compiled and name not in quick else [])
+            for name in names
+            for path in PATHS
+        ],
+    )
+
+
 def run(
     optimizer: Optimizer, params: Tensors, steps: int = STEPS, path: Callable[[Optimizer], Updater] = eager
 ) -> tuple[Tensors, Any]:
@@ -178,8 +190,7 @@ def assert_identical(found: Any, expected: Any) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", PAIRS)
+@on_every_path(PAIRS, quick=FACTORIES)
 def test_equals_torch_in_float64(name: str, path: Callable[[Optimizer], Updater]) -> None:
     ours, theirs, state_names = PAIRS[name]
     params, opt_state = run(ours(0.01), problem(), path=path)
@@ -326,8 +337,7 @@ def with_mean(lr: Any) -> Optimizer:
     return optim.chain(zeros, optim.sgd(lr, momentum=0.9))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", [*FACTORIES, "with_mean"])
+@on_every_path([*FACTORIES, "with_mean"], quick=("adamw_decay", "with_mean"))
 def test_a_skipped_update_changes_nothing(name: str, path: Callable[[Optimizer], Updater]) -> None:
     optimizer = {**FACTORIES, "with_mean": with_mean}[name](0.01)
     params, opt_state = run(optimizer, problem(), steps=2)
@@ -685,8 +695,7 @@ def factors(params: Tensors) -> dict[str, float]:
     return {name: FACTORS[position % 3] for position, name in enumerate(params)}
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", FACTORIES)
+@on_every_path(FACTORIES, quick=("adamw_decay",))
 def test_factors_equal_torchs_parameter_groups(name: str, path: Callable[[Optimizer], Updater]) -> None:
     ours, theirs, _ = PAIRS[name]
 

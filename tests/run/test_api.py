@@ -17,6 +17,8 @@ import ftrain
 from ftrain.errors import BusyError, DataError, SettingsError
 from ftrain.run.events import EpochEnded, Opened, Started, StepTaken, Stopped
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 MODEL = "shufflenet_v2_x0_5"
 OPTIONS = {
     "epochs": 2,

@@ -261,14 +261,26 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="module", params=TABLE)
+@pytest.fixture(scope="module")
 def undisturbed(request, data, tmp_path_factory):
-    run, spec, images = start(data, tmp_path_factory.mktemp("runs") / "whole", **request.param, **RESUMED)
+    run, spec, images = start(data, tmp_path_factory.mktemp("runs") / "whole", **TABLE[request.param], **RESUMED)
     list(fit(run, spec, images))
     return run
 
 
-@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (1, 2), (2, 0), (2, 4), (3, 1), (3, 2), (4, 0), (4, 2), (5, 4)])
+STOPS = [(1, 0), (1, 2), (2, 0), (2, 4), (3, 1), (3, 2), (4, 0), (4, 2), (5, 4)]  # after a step, with other workers
+
+
+# Without -m long each of the stops is tried with one row of the table.
+@pytest.mark.parametrize(
+    ("undisturbed", "stop", "workers"),
+    [
+        pytest.param(row, *stop, marks=[] if number % len(TABLE) == row else pytest.mark.long)
+        for row in range(len(TABLE))
+        for number, stop in enumerate(STOPS)
+    ],
+    indirect=["undisturbed"],
+)
 def test_a_run_stopped_after_any_step_ends_like_an_undisturbed_run(undisturbed, data, tmp_path, stop, workers):
     asked = {name: getattr(undisturbed.settings, name) for name in ("cache", "crop_scale", "fit")}
     run, spec, images = start(data, tmp_path / "run", **asked, **RESUMED)

@@ -21,6 +21,8 @@ from ftrain.errors import SettingsError
 from ftrain.run.locate import Located, locate, to_end
 from ftrain.run.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

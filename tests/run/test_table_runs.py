@@ -31,6 +31,8 @@ from ftrain.run.locate import locate, to_end
 from ftrain.run.resolve import resolve
 from ftrain.run.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 NAMES = ("dark", "light", "red")
 
 

@@ -16,6 +16,8 @@ import ftrain
 from ftrain.disk import checkpoint
 from ftrain.run.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("without_curves")
+
 SETTINGS = {"model": "timm/Test-ViT", "image_size": 32, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu"}
 SETTINGS |= {"drop_path": 0.2, "dropout": 0.3, "cache": "none", "progress": False, "compile": False}
 
@@ -87,7 +89,7 @@ def test_prediction_prepares_images_as_evaluation_does(run, data):
     assert [found["even"], found["odd"]] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "onnx"])
+@pytest.mark.parametrize("kind", ["safetensors", pytest.param("onnx", marks=pytest.mark.long)])
 def test_export(run, kind, tmp_path):
     from ftrain.run.export import export
 

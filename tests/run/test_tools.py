@@ -1,6 +1,7 @@
 """Export, replay and verify-resume."""
 
 import json
+import pickle
 import shutil
 
 import numpy as np
@@ -215,8 +216,15 @@ def test_a_step_that_a_run_does_not_have(run):
     assert "--step must be a training step of " in result.output and "from 1 to 6; got 99" in result.output
 
 
-@pytest.mark.slow
-def test_verify_resume_reports_that_a_run_is_bit_exact(data):
+def in_this_process(*arguments):
+    """Without another import of torch, but with what a process of its own would be given."""
+    verify._train(*pickle.loads(pickle.dumps(arguments)))
+
+
+@pytest.mark.parametrize("processes", ["one", pytest.param("of their own", marks=pytest.mark.long)])
+def test_verify_resume_reports_that_a_run_is_bit_exact(data, processes, monkeypatch):
+    if processes == "one":
+        monkeypatch.setattr(verify, "_in_new_process", in_this_process)
     options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--drop-last", "--device", "cpu", "--workers", 0]
     result = ftrain_command("verify-resume", "--data", data, *options, "--steps", 4)
     assert result.exit_code == 0, result.output
