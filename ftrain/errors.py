@@ -12,6 +12,7 @@ __all__ = [
     "ExportError",
     "FtrainError",
     "Interrupted",
+    "ProcessError",
     "SettingsError",
     "TrainingError",
     "WorkerError",
@@ -56,6 +57,10 @@ class BusyError(FtrainError):
 
 class WorkerError(FtrainError):
     """A process that loads images was killed."""
+
+
+class ProcessError(FtrainError):
+    """Another process of the run has ended, or does not answer."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -42,6 +42,9 @@ class Reduce(Protocol):
     def __call__(self, parts: Sequence[T]) -> T:
         """The sum over all shards of a pytree of tensors, of which `parts` are those of this process's shards."""
 
+    def gathered(self, parts: Sequence[T]) -> list[T]:
+        """The pytrees of tensors of all shards in their order, of which `parts` are those of this process's shards."""
+
 
 def contribution(
     apply: Apply, loss: Loss, measure: Callable[..., Metrics], precision: torch.dtype, total_weight: Tensor

@@ -129,6 +129,11 @@ class Metrics:
         return logits[counted], labels[counted], weights[counted]
 
 
+def with_examples(metrics: Metrics, examples: tuple[Examples, ...]) -> Metrics:
+    """The metrics with other examples."""
+    return Metrics(**{**vars(metrics), "examples": examples})
+
+
 @runtime_checkable
 class Measure(Protocol):
     """A function to the metrics of a batch: `measure`, or `ftrain.multi_label.measure`."""

@@ -14,7 +14,7 @@ import ftrain.random
 from ftrain.checks import check_apply, unpack_batch
 from ftrain.gradients import Reduce, chunks, contribution, gradients, over_shards, split_outputs
 from ftrain.losses import Loss, cross_entropy
-from ftrain.metrics import Measure, Metric, Metrics
+from ftrain.metrics import Measure, Metric, Metrics, with_examples
 from ftrain.metrics import measure as measure_one_label
 from ftrain.mix import Mix
 from ftrain.module import Apply, Tensors
@@ -168,9 +168,9 @@ def eval_step(
     if reduce is None or reduce.shards == 1:
         return metrics_of(examples)
     parts = [metrics_of(part) for part in chunks(examples, len(reduce.own))]
-    if any(part.examples for part in parts):
-        raise ValueError("`reduce` cannot add metrics that keep the examples; evaluate several labels in one process")
-    return reduce(parts)
+    sums = reduce([with_examples(part, ()) for part in parts])
+    of_shards = reduce.gathered([part.examples for part in parts]) if parts[0].examples else []
+    return with_examples(sums, tuple(each for shard in of_shards for each in shard))
 
 
 def predict_step(

@@ -25,7 +25,7 @@ class ImageBatch(NamedTuple):
     """A batch on the host.
 
     Attributes:
-      images: uint8 [B, 3, S, S].
+      images: uint8 [B, 3, S, S], where B is less than the batch size if only a part of each batch is loaded.
       labels: int64 [B], or float32 [B, C] of 0 and 1 if an image may have several labels.
       weights: float32 [B], 1 for an example or what its source says, and 0 for padding and skipped images.
       indices: the positions of the examples in the source, int64 [B].
@@ -72,7 +72,7 @@ def load(images: Images, jobs: Iterable[Job], *, workers: int = 0, pin_memory: b
 
 
 def batch_examples(images: Images, job: Job) -> Examples:
-    """The examples of a batch, without padding."""
+    """The examples of a whole batch, without padding."""
     if job.split == "train":
         return train_examples(images.seed, job.number, images.pace, images.balance)
     first = job.number * images.eval_batch_size
@@ -102,9 +102,9 @@ def read_batch(images: Images, job: Job) -> ImageBatch:
     Raises:
       DataError: for an image that cannot be read, unless `images.skip_bad_images` is set.
     """
-    train = job.split == "train"
-    source, size = (images.train, images.batch_size) if train else (images.val, images.eval_batch_size)
-    indices, epochs = batch_examples(images, job)
+    train, rows = job.split == "train", images.rows(job)
+    source, size = images.train if train else images.val, rows.stop - rows.start
+    indices, epochs = (each[rows] for each in batch_examples(images, job))
     if train:
         draws = example_draws(images.seed, epochs, indices, count=images.augmentation.draws)
     shape = (size, 3, images.image_size, images.image_size)

@@ -44,6 +44,7 @@ class Images:
       skip_bad_images: whether to skip an image that cannot be read, instead of raising an error.
       unaugmented: whether training images are read as evaluation would read them, from their files, and not augmented.
       balance: of the classes in training batches; None to use each image once in an epoch.
+      part, parts: of a batch only this one of equal parts is loaded; its number, from 0, and how many there are.
 
     >>> import numpy as np
     >>> from ftrain.data import from_arrays
@@ -66,6 +67,13 @@ class Images:
     skip_bad_images: bool = False
     unaugmented: bool = False
     balance: Balance | None = None
+    part: int = 0
+    parts: int = 1
+
+    def rows(self, job: Job) -> slice:
+        """Which rows of a batch are loaded."""
+        size = (self.batch_size if job.split == "train" else self.eval_batch_size) // self.parts
+        return slice(self.part * size, (self.part + 1) * size)
 
     @property
     def pace(self) -> Pace:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from ftrain.parallel.tree import TreeSum
 
-__all__ = ["Ranks", "ranks"]
+__all__ = ["Ranks", "one_process", "ranks"]
 
 
 @attrs.frozen
@@ -70,6 +70,16 @@ def ranks(shards: int = 1) -> Ranks:
     each = shards // world
     own = range(rank * each, (rank + 1) * each)
     return Ranks(TreeSum(shards, own, _pairs(world, rank)), world, rank)
+
+
+def one_process(shards: int = 1) -> Ranks:
+    """How a batch lies over one process, whatever others there are. Here the number of shards need not be a power of
+    two.
+
+    >>> one_process(shards=3).sum.own
+    range(0, 3)
+    """
+    return Ranks(TreeSum(shards, range(shards)))
 
 
 def _pairs(world: int, rank: int) -> tuple[dist.ProcessGroup, ...]:

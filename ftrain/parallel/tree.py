@@ -67,18 +67,32 @@ class TreeSum:
           RuntimeError: under a transform of torch.func, or where autograd would record the call: torch would silently
             return sums, or gradients, that are not complete.
         """
-        if len(parts) != len(self.own):
-            raise ValueError(f"`parts` must have a part for each of {len(self.own)} shards; got {len(parts)}")
+        self._check(parts)
         total = tree_sum(parts)
         if not self.pairs:
             return total
         leaves, structure = pytree.tree_flatten(total)
-        if under_functorch() or (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)):
+        return pytree.tree_unflatten(self._over_processes(leaves), structure)  # type: ignore[no-any-return]
+
+    def gathered(self, parts: Sequence[T]) -> list[T]:
+        """The parts of all shards, in their order. Arguments and errors as for the sum."""
+        self._check(parts)
+        found = [[leaf.unsqueeze(0) for leaf in pytree.tree_leaves(part)] for part in parts]
+        leaves = [torch.cat(each) for each in zip(*found, strict=True)]
+        for pair in self.pairs:
+            leaves = [_gathered_over(leaf, pair) for leaf in leaves]
+        structure = pytree.tree_structure(parts[0])
+        return [pytree.tree_unflatten([leaf[number] for leaf in leaves], structure) for number in range(self.shards)]
+
+    def _check(self, parts: Sequence[T]) -> None:
+        if len(parts) != len(self.own):
+            raise ValueError(f"`parts` must have a part for each of {len(self.own)} shards; got {len(parts)}")
+        leaves = pytree.tree_leaves(parts) if self.pairs else []
+        if leaves and (under_functorch() or (torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves))):
             raise RuntimeError(
                 "processes cannot exchange values under vmap or what is differentiated, where sums or gradients would "
                 "silently be incomplete; differentiate a step without `reduce`, or use one process"
             )
-        return pytree.tree_unflatten(self._over_processes(leaves), structure)  # type: ignore[no-any-return]
 
     def _over_processes(self, leaves: list[Any]) -> list[Tensor]:
         """The sums over the processes, with one message for each dtype and level."""
@@ -90,5 +104,13 @@ class TreeSum:
                 dist.all_reduce(message, group=pair)
             sizes = [leaves[place].numel() for place in places]
             for place, values in zip(places, torch.split(message, sizes), strict=True):
-                sums[place] = values.view(leaves[place].shape)
+                # In the memory layout of one process, on which the bits of later sums depend.
+                sums[place] = torch.empty_like(leaves[place]).copy_(values.view(leaves[place].shape))
         return sums
+
+
+def _gathered_over(leaf: Tensor, pair: dist.ProcessGroup) -> Tensor:
+    """The values of both processes of a pair, one after the other."""
+    found = leaf.new_empty((2 * len(leaf), *leaf.shape[1:]))
+    dist.all_gather_into_tensor(found, leaf.contiguous(), group=pair)
+    return found

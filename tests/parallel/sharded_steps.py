@@ -15,6 +15,7 @@ from networks import made
 from torch.utils import _pytree as pytree
 
 import ftrain
+from ftrain import multi_label
 from ftrain.parallel import ranks
 
 SHARDS = 4
@@ -32,6 +33,7 @@ EAGER = {
     },
     "accumulated": {"network": "convnet", "accumulate": 2},
     "donated": {"network": "convnet", "donate": True},
+    "several labels": {"network": "convnet", "loss": ftrain.binary_cross_entropy, "measure": multi_label.measure},
     "a step is skipped": {"network": "convnet", "skip_nonfinite": True},
 }
 COMPILED = {"one graph": {"network": "convnet", "compile": "aot_eager"}}
@@ -47,8 +49,17 @@ def batch(step, size, broken):
     return images, labels, weights
 
 
+def parts(rows, step, size, *, broken=False, several=False):
+    """The rows of a batch, with several labels per image if asked to."""
+    images, labels, weights = batch(step, size, broken)
+    if several:
+        labels = torch.stack([labels % divisor == 0 for divisor in range(1, 6)], dim=1).float()
+    return images[rows], labels[rows], weights[rows]
+
+
 def trained(layout, *, network, optimizer=None, compile=None, **options):
     """The state after three steps, their metrics, and those of evaluation."""
+    several = {name: options[name] for name in ("loss", "measure") if name in options}
     module, size = made(network)
     apply, params, buffers = ftrain.functionalize(module)
     optimizer = optimizer or ftrain.adamw(0.01)
@@ -58,11 +69,11 @@ def trained(layout, *, network, optimizer=None, compile=None, **options):
         step = ftrain.compile_step(step, backend=compile)
     rows, lines = layout.rows(BATCH), []
     for number in range(3):
-        part = tuple(values[rows] for values in batch(number, size, "skip_nonfinite" in options))
+        part = parts(rows, number, size, broken="skip_nonfinite" in options, several=bool(several))
         state, metrics = step(state, part)
         lines.append(metrics)
-    part = tuple(values[rows] for values in batch(9, size, False))
-    lines.append(ftrain.eval_step(state, part, apply=apply, reduce=layout.sum))
+    part = parts(rows, 9, size, several=bool(several))
+    lines.append(ftrain.eval_step(state, part, apply=apply, reduce=layout.sum, **several))
     return state, lines
 
 

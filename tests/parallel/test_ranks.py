@@ -138,18 +138,18 @@ def test_each_shard_is_accumulated_in_parts():
         step(state, (images[:12], labels[:12], weights[:12]), accumulate=4)
 
 
-def test_several_labels_are_not_evaluated_over_shards():
+def test_several_labels_are_evaluated_over_shards_as_without_shards():
     apply, params, buffers = ftrain.functionalize(torch.nn.Linear(3, 2))
     state = ftrain.init_state(params, buffers, ftrain.sgd(0.1), seed=0)
-    with pytest.raises(ValueError, match="`reduce` cannot add metrics that keep the examples"):
-        ftrain.eval_step(
-            state,
-            (torch.ones(4, 3), torch.zeros(4, 2)),
-            apply=apply,
-            loss=ftrain.binary_cross_entropy,
-            measure=ftrain.multi_label.measure,
-            reduce=ranks(shards=2).sum,
-        )
+    images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    batch = images, (images[:, :2] > 0).float()
+    options = {"apply": apply, "loss": ftrain.binary_cross_entropy, "measure": ftrain.multi_label.measure}
+    one = ftrain.eval_step(state, batch, **options)
+    sharded = ftrain.eval_step(state, batch, reduce=ranks(shards=4).sum, **options)
+    assert len(sharded.examples) == 4
+    for ours, theirs in zip(one.gathered(), sharded.gathered(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert sharded.compute() == pytest.approx(one.compute())
 
 
 @pytest.mark.parametrize("transform", ["vmap", "grad", "autograd"])
