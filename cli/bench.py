@@ -79,7 +79,7 @@ def _table(report: Report) -> str:
         f"; {readable(memory.free)} are free, enough for batches of about {memory.largest_batch}" if memory.free else ""
     )
     lines.append(
-        f"memory of a step: about {readable(memory.of(spec.batch_size // spec.accumulate))}: {readable(memory.fixed)}, "
+        f"memory of a step: about {readable(memory.of(spec.batch_size // spec.parts))}: {readable(memory.fixed)}, "
         f"and {readable(memory.per_image)} per image{fits}"
     )
     if report.peak is not None:

@@ -17,6 +17,7 @@ from ftrain.errors import (
     DataError,
     ExportError,
     Interrupted,
+    ProcessError,
     SettingsError,
     TrainingError,
     WorkerError,
@@ -34,6 +35,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     TrainingError: 1,
     WorkerError: 1,
     ExportError: 1,
+    ProcessError: 75,
     BusyError: 75,
     KeyboardInterrupt: 130,
 }
@@ -65,8 +67,8 @@ def reported(command: Command) -> Command:
             if is_output_lost(error):  # as `| head` leaves it
                 silence()
                 sys.exit(BROKEN_PIPE)
-            note(f"ftrain: {_message(error)}")
-            sys.exit(_exit_code(error))
+            note(f"ftrain: {message(error)}")
+            sys.exit(exit_code(error))
 
     return run  # type: ignore[return-value]
 
@@ -81,7 +83,8 @@ def _diagnosis(error: BaseException) -> BaseException | None:
     return worker_error(error)
 
 
-def _exit_code(error: BaseException) -> int:
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that an error ends."""
     if isinstance(error, Interrupted):
         return 128 + error.signal
     if isinstance(error, OSError):
@@ -89,7 +92,8 @@ def _exit_code(error: BaseException) -> int:
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
-def _message(error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """What a user is told of an error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, tuple(EXIT_CODES)):

@@ -15,12 +15,14 @@ from ftrain.text import shown
 from .errors import BROKEN_PIPE, is_output_lost, reported
 from .messages import as_flags, note, silence
 from .options import given, resolved, with_settings
+from .processes import end, in_processes, is_started, start
 from .signals import Stop, watched
 
 if TYPE_CHECKING:
     from ftrain.run.launch import Request
 
 
+@in_processes
 @reported
 @with_settings
 def fit(
@@ -42,6 +44,17 @@ def fit(
         bool,
         typer.Option("--override", help="With --resume: resume although changed settings or data change the result."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Train in this many processes on this machine, a power of two, with the same result as in one with "
+            "the same --shards. Default: one for each GPU.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and take one step, without saving anything.")
     ] = False,
@@ -52,7 +65,8 @@ def fit(
     if resume and dry_run:
         raise SettingsError("`dry_run` is for a new run; it cannot be given with `resume`")
     with watched() as stop:
-        note("loading torch ...")
+        if not is_started():
+            note("loading torch ...")
         from ftrain.run.launch import Request
 
         command = ("ftrain", *sys.argv[1:])
@@ -60,6 +74,7 @@ def fit(
         if dry_run:
             _try(request)
         else:
+            start(request, processes)
             _train(request, stop)
 
 
@@ -88,7 +103,7 @@ def _train(request: Request, stop: Stop) -> None:
     from ftrain.run.launch import launch
     from ftrain.run.progress import summary, with_progress
 
-    events = launch(request, stop=stop)
+    events = launch(request, stop=stop, end=end)
     folder, last = Path(), None
     stop.announced = sys.stdout.isatty()
     try:

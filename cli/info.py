@@ -39,6 +39,9 @@ def info(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a ru
         f"device       {shown(str(config['device']))}, {settings.precision}; "
         + ", ".join(f"{shown(str(k))} {shown(str(v))}" for k, v in config["versions"].items())
     )
+    history = [int(each.get("processes", 1)) for each in (config, *config.get("resumed", []))]
+    if max(history) > 1:
+        typer.echo(f"processes    {', then '.join(str(count) for count in history)}; {settings.shards} logical shards")
     epochs = [line for line in run_folder.read_metrics(opened)[0] if line["kind"] == "epoch"]
     best = retention.best_epoch(epochs, settings.best_by or "accuracy")
     if best is None:

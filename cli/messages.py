@@ -28,6 +28,7 @@ OPTIONS = frozenset(field.name for field in attrs.fields(Settings)) | {
     "fraction",
     "json",
     "override",
+    "processes",
     "resume",
     "step",
 }

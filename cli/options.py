@@ -21,6 +21,7 @@ from .messages import prepared
 
 if TYPE_CHECKING:
     from ftrain.data.images import Images
+    from ftrain.parallel import Place
     from ftrain.run.spec import RunSpec
 
 OwnModel = Annotated[
@@ -54,12 +55,12 @@ def given(context: typer.Context, config: Path | None, values: dict[str, Any]) -
     return merge(_read_config(config), named) if config else named
 
 
-def resolved(settings: Settings) -> tuple[RunSpec, Images]:
+def resolved(settings: Settings, here: Place | None = None) -> tuple[RunSpec, Images]:
     """What `ftrain.run.resolve` makes of settings; the progress of finding the images is shown."""
     from ftrain.run.locate import locate
     from ftrain.run.resolve import resolve
 
-    return resolve(settings, sources=prepared(locate(settings)))
+    return resolve(settings, sources=prepared(locate(settings)), here=here)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ftrain.data.workers import worker_error
 from ftrain.errors import SettingsError, as_usage
 from ftrain.losses import Loss
 from ftrain.metrics import Metric
+from ftrain.parallel import place
 from ftrain.run import folder as run_folder
 from ftrain.run.curves import draw_curves
 from ftrain.run.custom import Custom
@@ -127,6 +128,7 @@ def fit(
     ([1, 1, 2, 2], 2)
     """
     request = _request(model, data, loss, metrics, augment, resume, override, settings)
+    progress = progress and place().rank == 0
     opened: Opened | None = None
     last: EpochEnded | Stopped | None = None
     with interruptible() as stop, ExitStack() as stack:

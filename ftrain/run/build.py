@@ -14,12 +14,13 @@ from ftrain.compile import compile_step
 from ftrain.losses import Loss
 from ftrain.metrics import Metrics
 from ftrain.module import Apply, Tensors, functionalize, to_module
+from ftrain.parallel import Ranks, one_process
 from ftrain.run.custom import Custom
 from ftrain.run.network import make_module, placed
 from ftrain.run.spec import RunSpec
 from ftrain.run.stages import Stage, loss_of, make_stages, measure_of
 from ftrain.state import TrainState, init_state, restarted
-from ftrain.steps import Batch, eval_step, predict_step
+from ftrain.steps import Batch, Reduce, eval_step, predict_step
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -29,12 +30,14 @@ class Program:
     Attributes:
       stages: the parts of the run in which the same parameters are trained, in their order.
       weights: what was loaded of the pretrained weights; None if there are none.
+      reduce: the sum over the logical shards of a batch; None if there is one.
     """
 
     spec: RunSpec
     custom: Custom
     stages: tuple[Stage, ...]
     weights: models.WeightsReport | None
+    reduce: Reduce | None
     _pretrained: bool
     _unused: list[tuple[Tensors, Tensors]]  # the tensors that `build` made; the first state takes them
 
@@ -88,6 +91,7 @@ class Program:
             metrics=self.custom.metrics,
             measure=measure_of(self.spec),
             precision=self.spec.dtype,
+            reduce=self.reduce,
         )
         return compile_step(step) if self.spec.compile else step
 
@@ -102,13 +106,16 @@ class Program:
         return self.custom.loss or loss_of(self.spec)
 
 
-def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = True) -> Program:
+def build(
+    spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = True, layout: Ranks | None = None
+) -> Program:
     """The program of a run.
 
     Args:
       custom: the caller's own network, loss, metrics and augmentation.
       pretrained: whether to initialise the network as the spec asks, and to load its pretrained weights; a run that
         resumes does without.
+      layout: of a batch over the processes; by default over this process alone.
 
     Raises:
       SettingsError: if the network cannot be built or frozen as the spec says, or its pretrained weights cannot be
@@ -117,5 +124,6 @@ def build(spec: RunSpec, custom: Custom | None = None, *, pretrained: bool = Tru
     """
     custom = custom or Custom()
     module, weights = make_module(spec, custom, pretrained=pretrained)
-    stages, (params, buffers) = make_stages(spec, custom, module)
-    return Program(spec, custom, stages, weights, pretrained, [(placed(params, spec), placed(buffers, spec))])
+    reduce = (layout or one_process(spec.shards)).sum if spec.shards > 1 else None
+    stages, (params, buffers) = make_stages(spec, custom, module, reduce)
+    return Program(spec, custom, stages, weights, reduce, pretrained, [(placed(params, spec), placed(buffers, spec))])

@@ -132,7 +132,7 @@ def memory_of_step(spec: RunSpec, custom: Custom) -> Memory:
     cuda = spec.device.startswith("cuda")
     free = torch.cuda.mem_get_info(spec.device)[0] if cuda else available_memory()
     probed = min(PROBED, spec.batch_size)
-    small = attrs.evolve(spec, batch_size=probed, compile=False, accumulate=1)
+    small = attrs.evolve(spec, batch_size=probed, compile=False, shards=1, in_order=1)
     program = build(small, custom, pretrained=False)
     stage = program.stages[-1]
     state = stage.enter(program.init())

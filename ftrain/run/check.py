@@ -26,7 +26,7 @@ def check(program: Program) -> None:
     spec = program.spec
     if not program.custom.is_empty or models.is_own(spec.model):
         _check_custom(program)
-    if spec.batch_size != spec.accumulate:
+    if spec.batch_size != spec.parts:
         return
     example = torch.zeros((1, 3, spec.image_size, spec.image_size), dtype=torch.uint8, device=spec.device)
     key = ftrain.random.key(0, device=spec.device)
@@ -35,10 +35,10 @@ def check(program: Program) -> None:
             state = stage.enter(program.init())
             stage.apply(state.params, state.buffers, example, train=True, key=key)
     except ValueError as error:
-        parts = f" in {spec.accumulate} parts" if spec.accumulate > 1 else ""
+        parts = f" in {spec.parts} parts" if spec.parts > 1 else ""
         raise SettingsError(
             f"`batch_size={spec.batch_size}`{parts} is too small for {shown(spec.model)} at "
-            f"`image_size={spec.image_size}`: {error}; use a batch size of at least {2 * spec.accumulate}"
+            f"`image_size={spec.image_size}`: {error}; use a batch size of at least {2 * spec.parts}"
         ) from error
 
 

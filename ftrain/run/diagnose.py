@@ -34,7 +34,8 @@ def _out_of_memory(error: Exception, spec: RunSpec, resumable: bool) -> Training
     text = str(error).strip() or type(error).__name__
     if not (isinstance(error, MemoryError) or re.search(_MEMORY_RAN_OUT, text)):
         return None
-    divisors = (n for n in range(spec.accumulate + 1, spec.batch_size // 2 + 1) if spec.batch_size % n == 0)
+    each = spec.batch_size * spec.accumulate // spec.parts  # of a process
+    divisors = (n for n in range(spec.accumulate + 1, each // 2 + 1) if each % n == 0)
     parts = next(divisors, None)
     remedy = f"`accumulate={parts}`, which splits the batch into smaller parts, or " if parts else ""
     remedy += (

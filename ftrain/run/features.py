@@ -60,8 +60,9 @@ class Features:
         for job in jobs:
             train = job.split == "train"
             source, table = (self.images.train, self.train) if train else (self.images.val, self.val)
-            indices = batch_examples(self.images, job).indices
-            padding = 0 if train else self.images.eval_batch_size - len(indices)
+            rows = self.images.rows(job)
+            indices = batch_examples(self.images, job).indices[rows]
+            padding = rows.stop - rows.start - len(indices)
             positions = torch.from_numpy(np.pad(indices, (0, padding)))
             labels, weights = labels_and_weights(source, indices, len(positions))
             features, readable, skipped = table.rows(positions)
@@ -90,7 +91,7 @@ def with_features(
     # Evaluation uses a part of an image; training that does not crop uses all of it. The size of these batches is one
     # with which a run resumes, because the last bits depend on it.
     whole = attrs.evolve(images.augmentation, centre_fraction=1.0)
-    val = attrs.evolve(images, eval_batch_size=spec.batch_size)
+    val = attrs.evolve(images, eval_batch_size=spec.batch_size, part=0, parts=1)
     train = attrs.evolve(val, val=images.train, val_cache=images.train_cache, augmentation=whole)
     on_disk = spec.cache == "disk" or total * size > ROOM * available_memory()
     tables, done = [], 0

@@ -19,6 +19,7 @@ from ftrain.disk.checkpoint import Loaded
 from ftrain.disk.manifest import MANIFEST
 from ftrain.disk.saver import Saver
 from ftrain.errors import CheckpointError
+from ftrain.parallel import Processes, Ranks
 from ftrain.run import folder as run_folder
 from ftrain.run import kernels, retention
 from ftrain.run.build import Program, build
@@ -31,6 +32,7 @@ from ftrain.run.folder import RunFolder
 from ftrain.run.lagging import Repairs
 from ftrain.run.log import Log
 from ftrain.run.network import could_be_pretrained
+from ftrain.run.record import Record
 from ftrain.run.session import Session
 from ftrain.run.skipped import SkippedImages
 from ftrain.run.spec import RunSpec
@@ -39,6 +41,7 @@ from ftrain.text import shown
 
 E = TypeVar("E")
 T = TypeVar("T")
+NOTHING, SAVE, STOP = 0, 1, 2  # what a process may wish, by urgency
 
 
 def fit(
@@ -48,6 +51,7 @@ def fit(
     custom: Custom | None = None,
     *,
     stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
 ) -> Generator[Event]:
     """Trains a run to its end, from its last checkpoint if there is one.
 
@@ -57,6 +61,7 @@ def fit(
     Args:
       run: whose folder the caller has locked (`ftrain.run.folder.lock`).
       stop: asked between steps; when it returns True, the state is saved and the run stops.
+      processes: of the run, which all make the same call; by default there is only this one.
 
     Raises:
       TrainingError: if the loss is no longer finite, or memory runs out.
@@ -67,49 +72,106 @@ def fit(
     """
     deadline = time.monotonic() + spec.max_seconds
     asked, stop = stop, lambda: asked() or time.monotonic() >= deadline
+    processes = processes or Processes()
+    layout = processes.ranks(spec.shards)
+    images = attrs.evolve(images, part=layout.rank, parts=layout.world)
     with diagnosed(spec, resumable=True), kernels.using(spec), Saver() as saver:
-        program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints))
-        check(program)
-        position = yield from _find_position(run, program, images)
-        over = _ended_early(run, spec, position)
-        features = None
-        if position.step < spec.total_steps and not over:
-            found = yield from _until(stop, with_features(program, images, position.state))
-            cached = (yield from _until(stop, with_caches(images, spec))) if isinstance(found, str) else images
-            if found is None or cached is None:
-                yield Stopped(position.step)
-                return
-            images = cached
-            if isinstance(found, Features):
-                features, program = found, found.program
-            elif run.config["asked"].get("feature_cache"):
-                yield FeaturesNotCached(found)
-            yield from position.skipped.add_cached(images)
-        session = yield from _start(run, program, images, saver, position)
-        if over:
+        # Until training starts, the first process decides alone whether to stop.
+        stop_early = stop if processes.is_first else _never
+        record = Record(run, spec, saver, writes=processes.is_first)
+        ready = yield from processes.first_then_all(
+            lambda: _ready(record, images, custom, processes, layout, stop_early)
+        )
+        if ready is None:
             return
-        jobs = functools.partial(_jobs, images, spec, session.step, evaluated=position.evaluated)
-        loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
-        batches = features.batches(jobs()) if features else on_device(loading, spec.torch_device)
-        session.restart_clock()
-        with closing(loading):  # ends the workers immediately, however the run ends
-            for job in jobs():
-                if stop():
+        session = ready.session
+        session.state = processes.tensors_of_first(session.state)
+        yield from _train(ready, processes, lambda wish: processes.agree(STOP if stop() else wish))
+
+
+def _train(ready: Ready, processes: Processes, agreed: Callable[[int], int]) -> Generator[Event]:
+    """Training and evaluation, up to the end of the run.
+
+    Args:
+      agreed: the wish of all processes, from that of this one; STOP if one of them was asked to stop.
+    """
+    session, images, features = ready.session, ready.images, ready.features
+    spec = session.program.spec
+    jobs = functools.partial(_jobs, images, spec, session.step, evaluated=ready.evaluated)
+    loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
+    batches = features.batches(jobs()) if features else on_device(loading, spec.torch_device)
+    session.restart_clock()
+    with closing(loading):  # ends the workers immediately, however the run ends
+        for job in jobs():
+            train = job.split == "train"
+            wish = agreed(SAVE if train and session.timer.has_elapsed() else NOTHING)
+            if wish == STOP:
+                yield from session.stop()
+                return
+            what = f"training step {job.number + 1}" if train else f"validation batch {job.number + 1}"
+            processes.doing(f"loading the images of {what}")
+            batch, on_host = next(batches)
+            yield from session.skipped.found(job.split, on_host.skipped)
+            processes.doing(what, may_take_long=session.compiles(job.split))
+            if train:
+                yield from session.train(batch, save=wish == SAVE)
+            else:
+                yield from session.evaluate(batch)
+                last = job.number == images.eval_batches - 1
+                if last and not (yield from session.end_epoch(lambda: agreed(NOTHING) == STOP)):
                     yield from session.stop()
                     return
-                batch, on_host = next(batches)
-                yield from session.skipped.add(job.split, on_host.skipped)
-                if job.split == "train":
-                    yield from session.train(batch)
-                else:
-                    yield from session.evaluate(batch)
-                    last = job.number == images.eval_batches - 1
-                    if last and not (yield from session.end_epoch(stop)):
-                        yield from session.stop()
-                        return
-                    if last and session.is_over and session.step < spec.total_steps:
-                        yield EndedEarly(session.epoch, session.best_epoch)
-                        return
+                if last and session.is_over and session.step < spec.total_steps:
+                    yield EndedEarly(session.epoch, session.best_epoch)
+                    return
+
+
+@attrs.frozen(eq=False)
+class Ready:
+    """A run that is ready to train.
+
+    Attributes:
+      images: with caches, if there are any.
+      features: of the images, if the run is trained on them.
+      evaluated: whether the epoch that ends at this step, if one does, has been evaluated.
+    """
+
+    session: Session
+    images: Images
+    features: Features | None
+    evaluated: bool
+
+
+def _ready(
+    record: Record,
+    images: Images,
+    custom: Custom | None,
+    processes: Processes,
+    layout: Ranks,
+    stop: Callable[[], bool],
+) -> Generator[Event, None, Ready | None]:
+    """Everything that training needs; None if the run was stopped before, or ended early when it was last trained."""
+    run, spec = record.run, record.spec
+    program = build(spec, custom, pretrained=not checkpoint.find(run.checkpoints), layout=layout)
+    check(program)
+    skipped = SkippedImages(images, spec.bad_image_cap, processes if spec.skip_bad_images else None)
+    position = yield from _find_position(run, program, skipped)
+    over = _ended_early(run, spec, position)
+    features = None
+    if position.step < spec.total_steps and not over:
+        found = yield from _until(stop, with_features(program, images, position.state))
+        cached = (yield from _until(stop, with_caches(images, spec))) if isinstance(found, str) else images
+        if found is None or cached is None:
+            yield Stopped(position.step)
+            return None
+        images = cached
+        if isinstance(found, Features):
+            features, program = found, found.program
+        elif run.config["asked"].get("feature_cache"):
+            yield FeaturesNotCached(found)
+        yield from position.skipped.add_cached(images)
+    session = yield from _start(record, program, images, position)
+    return None if over else Ready(session, images, features, position.evaluated)
 
 
 @attrs.frozen(eq=False)
@@ -131,11 +193,10 @@ class Position:
     repairs: Repairs = Repairs()
 
 
-def _find_position(run: RunFolder, program: Program, images: Images) -> Generator[Event, None, Position]:
+def _find_position(run: RunFolder, program: Program, skipped: SkippedImages) -> Generator[Event, None, Position]:
     """The state before the first step, or that of the last intact checkpoint; damaged ones are quarantined."""
     spec = program.spec
     log = Log(spec.log_every, spec.pace)
-    skipped = SkippedImages(images, spec.bad_image_cap)
     found = checkpoint.find(run.checkpoints)
     if not found:
         run_folder.check_not_lost(run)
@@ -178,23 +239,21 @@ def _ended_early(run: RunFolder, spec: RunSpec, position: Position) -> bool:
     return retention.patience_is_over(spec, since_best)
 
 
-def _start(
-    run: RunFolder, program: Program, images: Images, saver: Saver, position: Position
-) -> Generator[Event, None, Session]:
+def _start(record: Record, program: Program, images: Images, position: Position) -> Generator[Event, None, Session]:
     """Writes the run's files, once everything has been checked, and announces the run."""
-    spec = program.spec
-    run_folder.write(run)
-    if program.weights:
-        run_folder.write_weights_report(run, program.weights)
-    if damage := run_folder.rewind_metrics(run, position.metrics_seal, position.step):
-        yield Damaged(damage)
+    run, spec = record.run, program.spec
+    if record.writes:
+        run_folder.write(run)
+        if program.weights:
+            run_folder.write_weights_report(run, program.weights)
+        if damage := run_folder.rewind_metrics(run, position.metrics_seal, position.step):
+            yield Damaged(damage)
     lines = run_folder.read_metrics(run)[0]
     best = retention.best_epoch(lines, spec.best_by)
     session = Session(
-        run,
+        record,
         program,
         images,
-        saver,
         position.state,
         position.step,
         position.log,
@@ -246,6 +305,10 @@ def _jobs(images: Images, spec: RunSpec, step: int, *, evaluated: bool) -> Itera
     for epoch in range(done, spec.epochs):
         yield from images.train_jobs(epoch, skip=max(0, step - spec.pace.steps(epoch)))
         yield from images.val_jobs()
+
+
+def _never() -> bool:
+    return False
 
 
 def _until(stop: Callable[[], bool], events: Generator[E, None, T]) -> Generator[E, None, T | None]:

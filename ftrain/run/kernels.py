@@ -20,12 +20,21 @@ import platformdirs
 import torch
 
 from ftrain.models import Convolutions
+from ftrain.parallel import Place
 from ftrain.run.spec import RunSpec
 
 MIN_STEPS = 500  # shorter runs are not worth compiling for
 # Pixels that a run on a CPU must process to repay compiling: mobilenet_v3_small compiles in 96 s and then saves a
 # quarter of 69 ms per step of 64 images of 64 px (benchmarks/results/step.txt), hence 1.5e9; mnasnet1_0 needs 5.4e9.
 MIN_PIXELS = 6_000_000_000
+
+
+def default_threads(here: Place) -> int:
+    """The threads of a process: those that torch has, which are one for each core, or what OMP_NUM_THREADS says; of
+    several processes on a machine, each has its part."""
+    if here.local_world == 1 or "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, torch.get_num_threads() // here.local_world)
 
 
 def precision(device: torch.device) -> Literal["float32", "bfloat16"]:
@@ -107,8 +116,14 @@ def using(spec: RunSpec) -> Iterator[None]:
             folder = platformdirs.user_cache_path("ftrain") / "compiled"
             folder.mkdir(parents=True, exist_ok=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    threads = torch.get_num_threads()
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
     if spec.device == "cpu":
-        yield
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
         return
     exact = spec.deterministic or torch.are_deterministic_algorithms_enabled()
     if exact:
@@ -122,6 +137,7 @@ def using(spec: RunSpec) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_deterministic_debug_mode(before[0])
         torch.set_float32_matmul_precision(before[1])
         cudnn.deterministic, cudnn.benchmark = cudnn_before

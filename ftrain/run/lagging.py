@@ -122,7 +122,8 @@ def repaired(
     first = spec.pace.steps(spec.pace.epoch_of(step) - 1)
     jobs = [Job("train", number) for number in range(max(first, step - max(1, IMAGES // spec.batch_size)), step)]
     network = averaged(state)
-    with closing(_loaded(attrs.evolve(images, unaugmented=True), program, jobs)) as batches:
+    whole = attrs.evolve(images, unaugmented=True, part=0, parts=1)  # each process of a run computes the same
+    with closing(_loaded(whole, program, jobs)) as batches:
         samples = list(_up_to_stop(stop, batches))
     buffers = recompute_statistics(
         network.params,

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 
 from ftrain import models
 from ftrain.data.images import Images
 from ftrain.data.source import Preparing, Source
-from ftrain.errors import SettingsError, as_usage
+from ftrain.errors import DataError, FtrainError, SettingsError, as_usage
+from ftrain.parallel import Place, end_process, joined
 from ftrain.run import folder as run_folder
 from ftrain.run import provenance
 from ftrain.run.custom import Custom
-from ftrain.run.events import Damaged, Event, Opened
+from ftrain.run.events import Damaged, Event, Opened, Stopped
 from ftrain.run.fit import fit
 from ftrain.run.folder import RunFolder
 from ftrain.run.locate import Located, locate
 from ftrain.run.reopen import check_model
-from ftrain.run.resolve import resolve
-from ftrain.run.settings import LOCATIONS, Settings, merge
-from ftrain.run.spec import RunSpec
+from ftrain.run.resolve import resolve, resolve_device
+from ftrain.run.settings import LOCATIONS, SPLITS, Settings, merge
+from ftrain.run.spec import RunSpec, seconds
 from ftrain.text import shown
 
 AUTO = "auto"
@@ -61,19 +62,55 @@ class Request:
             raise SettingsError("`override=True` is for a run that resumes; give it with `resume=RUN`")
 
 
-def launch(request: Request, *, stop: Callable[[], bool] = lambda: False) -> Generator[Event]:
-    """Starts or resumes a run, and trains it to its end; arguments and errors as for `ftrain.events`."""
-    folder = folder_of(request)
-    with run_folder.lock(folder):
-        if request.resume and (request.resume != AUTO or run_folder.is_started(folder)):
-            before = run_folder.read(folder)
-            if before.damage:
-                yield Damaged(before.damage)
-            run, spec, images = yield from _resumed(before, request, stop)
-        else:
-            run, spec, images = yield from _new(folder, request, stop)
-        yield Opened(run, spec)
-        yield from fit(run, spec, images, request.custom, stop=stop)
+def launch(
+    request: Request,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    end: Callable[[BaseException], NoReturn] = end_process,
+) -> Generator[Event]:
+    """Starts or resumes a run, and trains it to its end; arguments and errors as for `ftrain.events`.
+
+    Args:
+      end: of a process among several, when another one has failed and its main thread cannot be told.
+    """
+    asked = Settings(**request.asked)
+    kind = resolve_device(asked.device).type
+    with joined(timeout=seconds(asked.timeout), device=kind, end=end) as processes:
+        folder = processes.from_first(folder_of(request))
+        with run_folder.lock(folder) if processes.is_first else nullcontext():
+            run, spec, images = yield from processes.first_then_all(
+                lambda: _opened(folder, request, stop, processes.place)
+            )
+            here = run.config["data"]
+            run, spec = processes.from_first((run, spec))
+            _check_same_images(here, run, processes.place)
+            images = spec.images(images.train, images.val)
+            yield Opened(run, spec)
+            for event in fit(run, spec, images, request.custom, stop=stop, processes=processes):
+                if processes.is_first or isinstance(event, Stopped):  # one process tells what happens
+                    yield event
+
+
+def _opened(
+    folder: Path, request: Request, stop: Callable[[], bool], here: Place
+) -> Generator[Event, None, tuple[RunFolder, RunSpec, Images]]:
+    """The run, new or resumed, before anything is written."""
+    if not request.resume or (request.resume == AUTO and not run_folder.is_started(folder)):
+        return (yield from _new(folder, request, stop, here))
+    before = run_folder.read(folder)
+    if before.damage:
+        yield Damaged(before.damage)
+    return (yield from _resumed(before, request, stop, here))
+
+
+def _check_same_images(here: Mapping[str, Any], run: RunFolder, place: Place) -> None:
+    """Raises DataError if this process sees other images than the first one."""
+    for name, what in SPLITS.items():
+        if here[name]["fingerprint"] != run.config["data"][name]["fingerprint"]:
+            raise DataError(
+                f"process {place.rank} sees other {what} images than process 0, in {shown(here[name]['from'])}; every "
+                "machine of the run needs the same images"
+            )
 
 
 def folder_of(request: Request) -> Path:
@@ -94,6 +131,16 @@ def folder_of(request: Request) -> Path:
     return Path("runs") / _model_folder(settings, request.custom) / (request.resume or time.strftime("%Y%m%d-%H%M%S"))
 
 
+def shards_of(request: Request) -> int | None:
+    """The number of logical shards of the run that a request resumes; None for a new run, or if it cannot be read."""
+    if not request.resume:
+        return None
+    try:
+        return run_folder.read(folder_of(request)).settings.shards
+    except FtrainError:
+        return None
+
+
 def _model_folder(settings: Settings, custom: Custom) -> str:
     if custom.module is not None:
         return type(custom.module).__name__.lower()
@@ -103,13 +150,15 @@ def _model_folder(settings: Settings, custom: Custom) -> str:
 
 
 def _new(
-    folder: Path, request: Request, stop: Callable[[], bool]
+    folder: Path, request: Request, stop: Callable[[], bool], here: Place
 ) -> Generator[Event, None, tuple[RunFolder, RunSpec, Images]]:
     run_folder.check_free(folder)
     settings = Settings(**request.asked)
     sources = request.sources or (yield from _interruptible(locate(settings), stop))
-    spec, images = resolve(settings, request.custom, sources)
-    run = provenance.new_run(spec, images, folder, request.command, custom=request.custom, asked=request.asked)
+    spec, images = resolve(settings, request.custom, sources, here=here)
+    run = provenance.new_run(
+        spec, images, folder, request.command, custom=request.custom, asked=request.asked, processes=here.world
+    )
     return run, spec, images
 
 
@@ -129,7 +178,7 @@ def _interruptible(
 
 
 def _resumed(
-    run: RunFolder, request: Request, stop: Callable[[], bool]
+    run: RunFolder, request: Request, stop: Callable[[], bool], here: Place
 ) -> Generator[Event, None, tuple[RunFolder, RunSpec, Images]]:
     auto = request.resume == AUTO
     # The settings of the run apply where the request names none; but with `auto` and `override` the request is
@@ -142,7 +191,7 @@ def _resumed(
             f"the images of {shown(run.path)} were passed from Python; pass the same images as `data` to ftrain.fit"
         )
     sources = request.sources or (yield from _interruptible(locate(settings, run.split), stop))
-    spec, images = resolve(settings, request.custom, sources)
+    spec, images = resolve(settings, request.custom, sources, here=here)
     resumed = provenance.resumed_run(
         run,
         spec,
@@ -152,5 +201,6 @@ def _resumed(
         asked=request.asked,
         asked_in_full=auto,
         override=request.override,
+        processes=here.world,
     )
     return resumed, spec, images

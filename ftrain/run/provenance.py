@@ -36,18 +36,20 @@ def new_run(
     *,
     custom: Custom | None = None,
     asked: Mapping[str, Any] | None = None,
+    processes: int = 1,
 ) -> RunFolder:
     """A new run. Nothing is written: `fit` writes into the folder when everything is ready.
 
     Args:
       command: the command line, or the call, that started the run.
       asked: the settings that the user gave.
+      processes: how many train the run.
 
     Raises:
       SettingsError: if the folder exists and is not empty.
     """
     run_folder.check_free(folder)
-    return RunFolder(folder, _config(spec, images, command, custom or Custom(), dict(asked or {})))
+    return RunFolder(folder, _config(spec, images, command, custom or Custom(), dict(asked or {}), processes))
 
 
 def resumed_run(
@@ -60,6 +62,7 @@ def resumed_run(
     asked: Mapping[str, Any] | None = None,
     asked_in_full: bool = False,
     override: bool = False,
+    processes: int = 1,
 ) -> RunFolder:
     """The run as it resumes with a spec.
 
@@ -67,6 +70,7 @@ def resumed_run(
       asked: the settings that the user gave.
       asked_in_full: whether a setting that was given when the run started, and is not given now, counts as changed.
       override: whether to resume although the result changes.
+      processes: how many train the run from now on.
 
     Raises:
       SettingsError: if a setting that the result depends on, the data, or the source of the caller's own network or
@@ -97,16 +101,17 @@ def resumed_run(
             f"{shown(run.path)} was started with {len(run.classes)} classes, and there are now "
             f"{len(images.train.classes)}, for which its network has no outputs; start a new run"
         )
-    config = _config(spec, images, command, custom or Custom(), asked)
+    config = _config(spec, images, command, custom or Custom(), asked, processes)
     because = run.config.get("kernels", {}).get("compile_because")
     if because and "compile" not in asked:
         config["kernels"]["compile_because"] = because  # decided when the run started
-    this = {"command": config["command"], "versions": config["versions"], "changes": changes}
+    this = {name: config[name] for name in ("command", "versions", "processes")} | {"changes": changes}
     config |= {
         "asked": asked if asked_in_full else {**run.config["asked"], **asked},
         "resumed": [*run.config.get("resumed", []), this],
     }
     started = {name: run.config[name] for name in ("command", "device", "versions")}
+    started["processes"] = run.config.get("processes", 1)
     return attrs.evolve(run, config={**run.config, **config, **started})
 
 
@@ -118,13 +123,14 @@ def describe_device(device: torch.device) -> str:
 
 
 def _config(
-    spec: RunSpec, images: Images, command: Sequence[str], custom: Custom, asked: dict[str, Any]
+    spec: RunSpec, images: Images, command: Sequence[str], custom: Custom, asked: dict[str, Any], processes: int
 ) -> dict[str, Any]:
     record = custom.record(spec.model)
     return {
         "settings": dict(spec.recorded),
         "asked": asked,
         "command": list(command),
+        "processes": processes,
         "device": describe_device(spec.torch_device),
         "kernels": kernels.report(spec),
         "versions": _versions(spec),

@@ -20,6 +20,7 @@ from ftrain.data.labels import images_of_class
 from ftrain.data.skipped import skipped_line
 from ftrain.data.source import Source
 from ftrain.errors import DataError, SettingsError, as_usage
+from ftrain.parallel import Place
 from ftrain.run import kernels
 from ftrain.run.custom import Custom, own_module
 from ftrain.run.locate import Located, locate, to_end
@@ -37,13 +38,18 @@ HEADERS = 256  # images whose headers are read before anything else
 
 
 def resolve(
-    settings: Settings, custom: Custom | None = None, sources: Located | tuple[Source, Source] | None = None
+    settings: Settings,
+    custom: Custom | None = None,
+    sources: Located | tuple[Source, Source] | None = None,
+    *,
+    here: Place | None = None,
 ) -> tuple[RunSpec, Images]:
     """Decides what the settings leave open.
 
     Args:
       custom: the caller's own network, loss, metrics and augmentation.
       sources: what `locate` found, or other training and validation images in place of it.
+      here: the place of this process among those of the run; by default the only one.
 
     Returns:
       The spec of the run, and its images as batches.
@@ -52,7 +58,7 @@ def resolve(
       SettingsError: if settings conflict with each other, with the model or with this machine.
       DataError: if the images cannot be used for training.
     """
-    custom = custom or Custom()
+    custom, here = custom or Custom(), here or Place()
     catalogued = custom.module is None and not models.is_own(settings.model)
     model = _model(settings.model, custom)
     if custom.module is not None and settings.weights:
@@ -85,11 +91,8 @@ def resolve(
             f"`batch_size` is {chosen.batch_size}, but {shown(train.name)} has only {len(train)} images; use a batch "
             f"size of at most {len(train)}"
         )
-    if chosen.batch_size % settings.accumulate:
-        raise SettingsError(
-            f"`accumulate` must divide the batch into equal parts; got {settings.accumulate} for a batch of "
-            f"{chosen.batch_size}"
-        )
+    shards = settings.shards or here.world * settings.accumulate
+    check_shards(settings, shards, chosen.batch_size, here.world)
     sizes = _check_some_images(train, settings)
     _check_some_images(val, settings)
     short_side = int(np.median(sizes.min(axis=1)))
@@ -131,7 +134,9 @@ def resolve(
         feature_cache=settings.feature_cache is not False,
         recompute_statistics=settings.recompute_statistics is not False,
         device=str(device),
-        workers=_default_workers() if settings.workers is None else settings.workers,
+        workers=_default_workers(here) if settings.workers is None else settings.workers,
+        shards=shards,
+        threads=settings.threads or kernels.default_threads(here),
         precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,
         memory_format=(
             kernels.memory_format(convolutions, device) if settings.memory_format == "auto" else settings.memory_format
@@ -156,9 +161,34 @@ def resolve(
         )
     images = spec.images(train, val)
     if settings.cache == "auto":
-        kind = _cache_with_room(images, sizes)
+        kind = _cache_with_room(images, sizes, shared=here.world > 1)
         spec = attrs.evolve(spec, cache=kind, recorded={**spec.recorded, "cache": kind})
     return spec, images
+
+
+def check_shards(settings: Settings, shards: int, batch_size: int, world: int) -> None:
+    """Raises SettingsError if a batch cannot be cut into shards, or these processes cannot compute equally many."""
+    if world & (world - 1):
+        raise SettingsError(f"the number of processes must be a power of two; got {world}")
+    if settings.shards and shards & (shards - 1) and shards != settings.accumulate:
+        raise SettingsError(f"`shards` must be a power of two; got {shards}")
+    if shards % world or (world > 1 and shards & (shards - 1)):
+        raise SettingsError(
+            f"the number of processes must be a power of two that divides `shards`, which is {shards}; got {world} "
+            "processes"
+        )
+    parts = shards if shards % settings.accumulate == 0 else shards * settings.accumulate
+    if batch_size % parts:
+        given = {"processes": world, "accumulate": settings.accumulate, "shards": settings.shards or 1}
+        names = " and ".join(f"`{name}={value}`" for name, value in given.items() if value > 1)
+        raise SettingsError(
+            f"a batch must have equally many examples for each of its {parts} parts, which follow from {names}; got "
+            f"`batch_size={batch_size}`"
+        )
+    if settings.eval_batch_size and settings.eval_batch_size % shards:
+        raise SettingsError(
+            f"`eval_batch_size` must be a multiple of `shards`, which is {shards}; got {settings.eval_batch_size}"
+        )
 
 
 def _pays_to_compile(spec: RunSpec, custom: Custom, convolutions: models.Convolutions) -> tuple[bool, str]:
@@ -259,15 +289,17 @@ def _absolute_if_file(weights: str | None) -> str | None:
     return os.path.abspath(weights) if weights and os.path.isfile(weights) else weights
 
 
-def _default_workers() -> int:
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+def _default_workers(here: Place) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    return min(8, max(1, cores // here.local_world))
 
 
-def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64]) -> Literal["ram", "disk", "none"]:
-    """ram, disk or none: the first with room for the decoded images, estimated from the sizes of some."""
+def _cache_with_room(images: Images, sizes: npt.NDArray[np.int64], *, shared: bool) -> Literal["ram", "disk", "none"]:
+    """ram, disk or none: the first with room for the decoded images, estimated from the sizes of some. Several
+    processes share one on disk, which lies in memory as well once it has been read."""
     cached = np.array([images.train_cache_format.size(*size) for size in sizes.tolist()])
     needed = float(cached.prod(axis=1).mean()) * 3 * len(images.train) + 3 * images.image_size**2 * len(images.val)
-    if needed < cache.free_shared_memory() / 4:
+    if not shared and needed < cache.free_shared_memory() / 4:
         return "ram"
     return "disk" if needed < min(cache.free_disk() / 2, MAX_DEFAULT_DISK_CACHE) else "none"
 

@@ -15,12 +15,8 @@ import torch
 
 from ftrain.data.images import Images
 from ftrain.data.order import train_examples
-from ftrain.disk import checkpoint
-from ftrain.disk.saver import Saver
-from ftrain.disk.snapshot import Snapshot
 from ftrain.errors import TrainingError
 from ftrain.metrics import Metrics
-from ftrain.run import folder as run_folder
 from ftrain.run import lagging, retention
 from ftrain.run.build import Program
 from ftrain.run.events import (
@@ -35,8 +31,8 @@ from ftrain.run.events import (
     StepTaken,
     Stopped,
 )
-from ftrain.run.folder import RunFolder
 from ftrain.run.log import Log
+from ftrain.run.record import Record
 from ftrain.run.skipped import SkippedImages
 from ftrain.run.spec import Interval
 from ftrain.run.stages import Stage
@@ -54,9 +50,12 @@ class Timer:
         self.interval = interval
         self.last = time.monotonic()
 
-    def is_due(self, step: int) -> bool:
-        if self.interval.steps:
-            return step % self.interval.steps == 0
+    def is_due(self, *, step: int) -> bool:
+        """Whether one is due after a step because of its number."""
+        return self.interval.steps > 0 and step % self.interval.steps == 0
+
+    def has_elapsed(self) -> bool:
+        """Whether one is due because of the time; if so, the time starts anew."""
         now = time.monotonic()
         if not self.interval.minutes or now - self.last < 60 * self.interval.minutes:
             return False
@@ -76,10 +75,9 @@ class Session:
       repairs: of the running statistics of BatchNorm.
     """
 
-    run: RunFolder
+    record: Record
     program: Program
     images: Images
-    saver: Saver
     state: TrainState
     step: int
     log: Log
@@ -88,7 +86,7 @@ class Session:
     since_best: int = 0
     repairs: lagging.Repairs = lagging.Repairs()
     saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
-    _timer: Timer = attrs.field(
+    timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
     )
     _stage: Stage | None = None
@@ -118,22 +116,33 @@ class Session:
         """Whether the run ends after this epoch, which has been evaluated."""
         return retention.patience_is_over(self.program.spec, self.since_best)
 
-    def train(self, batch: Batch) -> Iterator[Event]:
-        """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due."""
-        self.saver.check()
+    def train(self, batch: Batch, *, save: bool = False) -> Iterator[Event]:
+        """One training step, with what follows from it: lines of metrics, and a checkpoint if one is due.
+
+        Args:
+          save: whether a checkpoint is due although the number of steps does not say so.
+        """
+        self.record.saver.check()
         stage = self._enter_stage()
         call = functools.partial(stage.train_step, self.state, batch)
         self.state, metrics = yield from self._announce_compile("training", call)
         self.step += 1
         yield StepTaken(self.step, self.epoch)
         self.log.add(self.step, metrics)
-        save = self._timer.is_due(self.step) and not self.epoch_is_over
+        save = (save or self.timer.is_due(step=self.step)) and not self.epoch_is_over
         if self.log.due or save or self.epoch_is_over:
             yield from self.read_log()
         if save:
+            yield from self.skipped.merge()
             yield Saving(self._save(epoch=self.epoch, log=self.log.save()))
         if self.epoch_is_over:
             yield Evaluating(self.epoch)
+
+    def compiles(self, split: Literal["train", "val"]) -> bool:
+        """Whether the next step of this kind may be compiled first."""
+        kind = "training" if split == "train" else "evaluation"
+        new_stage = self.program.stage_at(self.step) is not self._stage
+        return self.program.spec.compile and (kind in self._uncompiled or (split == "train" and new_stage))
 
     def _enter_stage(self) -> Stage:
         """The stage of the next training step. When it changes, so does what there is to compile."""
@@ -153,9 +162,10 @@ class Session:
     def stop(self) -> Iterator[Event]:
         """Saves what was done since the last checkpoint."""
         yield from self.read_log()
+        yield from self.skipped.merge()
         if self.step > self.saved_step:
             yield Saving(self._save(epoch=self.epoch, log=self.log.save(), to_evaluate=self.epoch_is_over))
-        self.saver.finish()  # before `Stopped` announces that everything is saved
+        self.record.saver.finish()  # before `Stopped` announces that everything is saved
         yield Stopped(self.step)
 
     def restart_clock(self) -> None:
@@ -170,7 +180,7 @@ class Session:
           TrainingError: if a loss or gradient was not finite.
         """
         lines, nonfinite_step = self.log.read()
-        run_folder.append_metrics(self.run, lines)
+        self.record.append(lines)
         yield from (Logged(line) for line in lines)
         if nonfinite_step is not None:
             raise _nonfinite(nonfinite_step, self.images, self.program)
@@ -207,6 +217,7 @@ class Session:
             statistics = {"statistics": lagging.record(event)}
             if kept:
                 self.state, val = repaired.state, repaired.val
+        yield from self.skipped.merge()
         self.log.end_epoch()
         found = {"thresholds": total.best_thresholds()} if total.examples else {}
         line = {
@@ -219,7 +230,7 @@ class Session:
             "left_out": self.skipped.count,
             "seconds": round(time.monotonic() - self._epoch_start, 3),
         }
-        run_folder.append_metrics(self.run, [line])
+        self.record.append([line])
         epochs = [self.best] if self.best else []
         by = self.program.spec.best_by
         self.best = retention.ranked([*epochs, (epoch, val)], lambda each: retention.score(each[1], by))[0]
@@ -244,26 +255,11 @@ class Session:
         return self.repairs.to_blame or lagging.is_far_below_training(train, val, self.images)
 
     def _save(self, **notes: Any) -> Path:
-        """Copies the state and starts to write its checkpoint, then prunes old ones, in the background."""
-        snapshot, self.saved_step = Snapshot.of(self.state, self.step), self.step
-        manifest = {
-            "log": None,
-            "to_evaluate": False,
-            **notes,
-            "left_out": self.skipped.save(),
-            **({"statistics": attrs.asdict(self.repairs)} if self.program.spec.recompute_statistics else {}),
-            "metrics": run_folder.metrics_seal(self.run),
-            "classes": self.run.classes,
-            "config": self.run.config,
-        }
-        folder, spec = self.run.checkpoints, self.program.spec
-
-        def write() -> None:
-            checkpoint.save(folder, snapshot, manifest)
-            retention.prune(folder, spec)
-
-        self.saver.start(write)
-        return checkpoint.folder_of(folder, self.step)
+        """Starts to save the state, with what else a run needs to resume."""
+        self.saved_step = self.step
+        statistics = {"statistics": attrs.asdict(self.repairs)} if self.program.spec.recompute_statistics else {}
+        notes = {"log": None, "to_evaluate": False, **notes, "left_out": self.skipped.save(), **statistics}
+        return self.record.save(self.state, self.step, notes)
 
     def _announce_compile(
         self, what: Literal["training", "evaluation"], call: Callable[[], T]

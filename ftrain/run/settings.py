@@ -39,7 +39,10 @@ BATCH_NORM = "batch-norm"
 SPLITS = {"train": "training", "val": "validation"}
 # Settings that may change when a run resumes, because the result does not depend on them.
 HARMLESS = frozenset(
-    {"workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every", "patience", "max_time"}
+    {
+        *("workers", "save_station", "keep_last", "eval_batch_size", "log_every", "checkpoint_every", "patience"),
+        *("max_time", "timeout"),
+    }
 )
 # Settings that locate the images. Their fingerprint identifies them.
 LOCATIONS = ("data", "dataset", "train_dir", "val_dir")
@@ -354,8 +357,16 @@ class Settings:
     accumulate: int = _setting(
         1,
         "Training",
-        "Split each batch into this many equal parts and accumulate their gradients, to save memory. The update is "
-        "that of the whole batch, except that BatchNorm normalises over each part.",
+        "Split what a process computes of each batch into this many equal parts, which follow one another, to save "
+        "memory. The update is that of the whole batch, except that BatchNorm normalises over each part.",
+        _integer(1),
+    )
+    shards: int | None = _setting(
+        None,
+        "Training",
+        "Split each batch into this many equal parts, a power of two, each with its own BatchNorm statistics and "
+        "random draws. The processes of a run compute equally many of them, and the result does not depend on the "
+        "number of processes. Default: the number of processes that the run starts with, times --accumulate.",
         _integer(1),
     )
     optimizer: OptimizerName = _setting("adamw", "Training", "Optimizer.", _one_of(OptimizerName))
@@ -477,6 +488,20 @@ class Settings:
         "cores.",
         _integer(0),
     )
+    threads: int | None = _setting(
+        None,
+        "Run",
+        "Threads with which each process computes on a CPU. The last bits of the result depend on it. Default: the "
+        "cores of the machine, divided by its processes.",
+        _integer(1),
+    )
+    timeout: str = _setting(
+        "10m",
+        "Run",
+        "In a run of several processes, the time after which one that does not get further is said to hang, such as "
+        "90s, 10m or 2h.",
+        _DURATION,
+    )
     precision: Precision = _setting(
         "auto",
         "Run",
@@ -590,12 +615,16 @@ def as_before(settings: Settings) -> Settings:
         best_by=settings.best_by or "accuracy",
         recompute_statistics=bool(settings.recompute_statistics),
         feature_cache=bool(settings.feature_cache),
+        shards=settings.shards or 1,
     )
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `below`, overridden by those of `above`. The images are located either by `train_dir` and
-    `val_dir` or by `data` and `dataset`; giving one pair removes the other."""
+    `val_dir` or by `data` and `dataset`; giving one pair removes the other. Another `accumulate` removes `shards`,
+    which follows from it."""
     one, other = {"train_dir", "val_dir"}, {"data", "dataset"}
     hidden = (other if one & above.keys() else set()) | (one if other & above.keys() else set())
+    if "accumulate" in above and above["accumulate"] != below.get("accumulate", above["accumulate"]):
+        hidden |= {"shards"}
     return {**{name: value for name, value in below.items() if name not in hidden}, **above}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from ftrain.data.images import Images
 from ftrain.errors import DataError
+from ftrain.parallel import Processes
 from ftrain.run.events import ImageSkipped
 from ftrain.run.settings import SPLITS
 
@@ -15,9 +16,12 @@ class SkippedImages:
 
     Args:
       cap: the fraction of the images of a split that may be skipped.
+      processes: of the run, each of which sees only some images; `merge` tells all what each has found.
     """
 
-    def __init__(self, images: Images, cap: float) -> None:
+    def __init__(self, images: Images, cap: float, processes: Processes | None = None) -> None:
+        self.processes = processes or Processes()
+        self.own: list[tuple[str, Mapping[int, str]]] = []  # found in this process and not told to the others
         self.sizes = {"train": len(images.train), "val": len(images.val)}
         self.cap = cap
         self.causes: dict[str, dict[int, str]] = {"train": {}, "val": {}}
@@ -26,12 +30,27 @@ class SkippedImages:
     def count(self) -> int:
         return sum(len(causes) for causes in self.causes.values())
 
-    def add(self, split: str, causes: Mapping[int, str]) -> Iterator[ImageSkipped]:
-        """Adds images by their positions; yields those that are new.
+    def found(self, split: str, causes: Mapping[int, str]) -> Iterator[ImageSkipped]:
+        """Adds images by their positions that this process has found: at once if it is the only one, otherwise at the
+        next `merge`. Yields those that are new.
 
         Raises:
           DataError: if there are more than the cap allows.
         """
+        if self.processes.world == 1:
+            yield from self.add(split, causes)
+        elif causes:
+            self.own.append((split, causes))
+
+    def merge(self) -> Iterator[ImageSkipped]:
+        """Adds what each process has found; all of them call it. Yields and raises as `found`."""
+        if self.processes.world > 1:
+            everything, self.own = self.processes.gathered(self.own), []
+            for split, causes in (each for found in everything for each in found):
+                yield from self.add(split, causes)
+
+    def add(self, split: str, causes: Mapping[int, str]) -> Iterator[ImageSkipped]:
+        """Adds images that all processes know of. Yields and raises as `found`."""
         known = self.causes[split]
         new = {position: cause for position, cause in causes.items() if position not in known}
         known.update(new)

@@ -45,7 +45,7 @@ class Interval:
         return cls(minutes=int(text[:-1])) if text.endswith("m") else cls(steps=int(text))
 
 
-def _seconds(duration: str | None) -> float:
+def seconds(duration: str | None) -> float:
     """A time such as 90s, 30m or 2h in seconds; infinity for None."""
     return math.inf if duration is None else int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
@@ -83,6 +83,8 @@ class RunSpec:
     drop_last: bool
     sampler: SamplerName
     accumulate: int
+    shards: int  # how many parts of a batch have a pass, BatchNorm statistics and draws of their own
+    in_order: int  # parts of a shard that follow one another; 1 but for runs that started before there were shards
     optimizer: OptimizerName
     lr: float
     weight_decay: float
@@ -104,6 +106,8 @@ class RunSpec:
     seed: int
     device: str  # as torch names it: cpu, cuda, cuda:1, mps
     workers: int
+    threads: int  # 0 for as many as torch chooses
+    timeout: float  # in seconds
     precision: Literal["float32", "bfloat16"]
     memory_format: Literal["contiguous", "channels_last"]
     compile: bool
@@ -181,6 +185,8 @@ class RunSpec:
             drop_last=decided("drop_last", settings.drop_last),
             sampler=settings.sampler,
             accumulate=settings.accumulate,
+            shards=decided("shards", settings.shards),
+            in_order=settings.accumulate if decided("shards", settings.shards) % settings.accumulate else 1,
             optimizer=settings.optimizer,
             lr=decided("lr", settings.lr),
             weight_decay=decided("weight_decay", settings.weight_decay),
@@ -202,6 +208,8 @@ class RunSpec:
             seed=settings.seed,
             device=settings.device,
             workers=decided("workers", settings.workers),
+            threads=settings.threads or 0,
+            timeout=seconds(settings.timeout),
             precision="bfloat16" if settings.precision == "bfloat16" else "float32",
             memory_format="channels_last" if settings.memory_format == "channels_last" else "contiguous",
             compile=bool(settings.compile),
@@ -209,7 +217,7 @@ class RunSpec:
             deterministic=settings.deterministic,
             best_by=decided("best_by", settings.best_by),
             patience=settings.patience or 0,
-            max_seconds=_seconds(settings.max_time),
+            max_seconds=seconds(settings.max_time),
             save_station=settings.save_station or settings.epochs + 1,
             keep_last=settings.keep_last,
             checkpoint_every=Interval.parse(settings.checkpoint_every),
@@ -221,6 +229,11 @@ class RunSpec:
     def pace(self) -> Pace:
         """How training steps and epochs follow from the number of training images."""
         return Pace(self.train_examples, self.batch_size, self.drop_last)
+
+    @property
+    def parts(self) -> int:
+        """How many parts of a batch follow one another where one process computes all of it."""
+        return self.shards * self.in_order
 
     @property
     def total_steps(self) -> int:

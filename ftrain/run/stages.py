@@ -23,7 +23,7 @@ from ftrain.run.settings import BATCH_NORM
 from ftrain.run.spec import RunSpec
 from ftrain.state import TrainState, restarted
 from ftrain.statistics import smallest_momentum
-from ftrain.steps import Batch, train_step
+from ftrain.steps import Batch, Reduce, train_step
 
 LOSSES: dict[str, Loss] = {
     "cross-entropy": ftrain.losses.cross_entropy,
@@ -51,6 +51,7 @@ class Stage:
       peak, steps, warmup: of the learning-rate schedule.
       lr_factors: of the learning rates of the parameters; None if all have the same.
       tensors: the names of those that its steps need; None for all. The others stay as they are.
+      reduce: the sum over the logical shards of a batch; None if there is one.
       momentum: the smallest of the BatchNorm layers whose statistics change in it; None if there are none.
     """
 
@@ -66,6 +67,7 @@ class Stage:
     lr_factors: optim.LrFactors | None = None
     momentum: float | None = None
     tensors: frozenset[str] | None = None
+    reduce: Reduce | None = None
 
     @functools.cached_property
     def optimizer(self) -> optim.Optimizer:
@@ -100,7 +102,8 @@ class Stage:
             metrics=custom.metrics,
             measure=measure_of(spec),
             precision=spec.dtype,
-            accumulate=spec.accumulate,
+            accumulate=spec.in_order,
+            reduce=self.reduce,
             skip_nonfinite=skip_nonfinite,
             ema_decay=spec.ema_decay or None,
         )
@@ -124,12 +127,13 @@ def _of_part(
 
 
 def make_stages(
-    spec: RunSpec, custom: Custom, module: torch.nn.Module
+    spec: RunSpec, custom: Custom, module: torch.nn.Module, reduce: Reduce | None = None
 ) -> tuple[tuple[Stage, ...], tuple[Tensors, Tensors]]:
     """The stages of a run, by their first steps; and copies of the parameters and buffers, as the first one has them.
 
     Args:
       module: the network of the run. It is read, not changed.
+      reduce: the sum over the logical shards of a batch.
 
     Raises:
       SettingsError: if a part of `freeze` matches nothing, or no parameter is left to train.
@@ -155,7 +159,8 @@ def make_stages(
         apply, params, buffers = functionalize(module, frozen=frozen)
         apply = normalized(apply, mean=spec.mean, std=spec.std, memory_format=memory_format(spec))
         momentum = smallest_momentum(module, frozen=frozen)
-        return Stage(spec, custom, first, trained, frozen, apply, momentum=momentum, **schedule), (params, buffers)
+        made = Stage(spec, custom, first, trained, frozen, apply, momentum=momentum, reduce=reduce, **schedule)
+        return made, (params, buffers)
 
     whole, tensors = stage(
         head_steps,
