@@ -67,8 +67,8 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def recorded(folder):
-    """All calls of an undisturbed run: (name, bytes written)."""
+def recorded_calls(work):
+    """All calls of some work, such as an undisturbed run: (name, bytes written)."""
     calls = []
 
     def at_call(name, function, *arguments):
@@ -76,7 +76,7 @@ def recorded(folder):
         return function(*arguments)
 
     with watching(at_call):
-        train(folder)
+        work()
     return calls
 
 
@@ -153,7 +153,7 @@ def kind_of(place, calls):
 
 def main(root, seed, every):
     root.mkdir(exist_ok=True)
-    calls = recorded(root / "undisturbed")
+    calls = recorded_calls(lambda: train(root / "undisturbed"))
     expected = result(root / "undisturbed")
     draw = random.Random(seed)
     writes = [(call, size) for call, (name, size) in enumerate(calls) if name == "write"]

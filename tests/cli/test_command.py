@@ -414,7 +414,8 @@ def test_usage_errors(data, tmp_path, monkeypatch):
     refused(2, "--batch-size 1 is too small for resnet18", *fit, "--model", "resnet18", "--batch-size", 1)
     refused(
         2,
-        "--accumulate must divide the batch into equal parts; got 3 for a batch of 4",
+        "a batch must have equally many examples for each of its 3 parts, which follow from --accumulate 3; got "
+        "--batch-size 4",
         *fit,
         *QUICK,
         "--accumulate",

@@ -192,7 +192,7 @@ def test_more_epochs_are_accepted_if_no_step_depends_on_their_number(data, tmp_p
 def test_a_signal_while_loading_recommends_nothing(data, tmp_path, monkeypatch, number, code):
     """There is no run to resume yet."""
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **options):
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(launch, "resolve", interrupted)
@@ -239,12 +239,12 @@ os.set_blocking(wakeup, False)
 signal.set_wakeup_fd(wakeup)
 train = Session.train
 
-def train_once_hung_up(session, batch):
+def train_once_hung_up(session, batch, **options):
     if session.step == 1:
         os.write(1, b"waiting for SIGHUP")
         while os.read(arrived, 1) != bytes([signal.SIGHUP]):
             pass
-    return train(session, batch)
+    return train(session, batch, **options)
 
 Session.train = train_once_hung_up
 sys.argv = ["ftrain", *command(sys.argv[2], sys.argv[3]), "--checkpoint-every", "1000"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from ftrain.data import from_arrays
 from ftrain.disk import checkpoint
 from ftrain.errors import DataError
+from ftrain.parallel import Place
 from ftrain.run import export, features, inference, provenance, verify
 from ftrain.run import fit as fit_module
 from ftrain.run import folder as run_folder
@@ -219,7 +220,7 @@ def test_a_run_resumes_to_the_same_bits_after_any_step(tmp_path, changes):
 
 
 def test_verify_resume(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "_in_new_process", verify._train)
+    monkeypatch.setattr(verify, "_in_new_processes", lambda *arguments: verify._train(*arguments[:-1], Place()))
     monkeypatch.setattr(verify.multiprocessing, "set_start_method", lambda *_, **__: None)
     file = tmp_path / "network.py"
     file.write_text(NETWORK)

@@ -305,12 +305,12 @@ def test_checkpoints_are_saved_at_the_given_interval(monkeypatch):
     times = []
     for step in range(1, 8):
         now[0] += 50.0
-        if timer.is_due(step):
+        if timer.has_elapsed():
             times.append(step)
     assert times == [3, 6]
-    assert [step for step in range(1, 8) if Timer(Interval(steps=3)).is_due(step)] == [3, 6]
+    assert [step for step in range(1, 8) if Timer(Interval(steps=3)).is_due(step=step)] == [3, 6]
     assert [Interval.parse(text) for text in (None, "500", "10m")] == [Interval(), Interval(500), Interval(0, 10)]
-    assert not any(Timer(Interval()).is_due(step) for step in range(1, 8))
+    assert not any(Timer(Interval()).is_due(step=step) for step in range(1, 8))
 
 
 @pytest.fixture
@@ -366,11 +366,11 @@ from ftrain.run.session import Session
 
 train = Session.train
 
-def train_after_the_kill(session, batch):
+def train_after_the_kill(session, batch, **options):
     if session.step == 1:
         [worker] = multiprocessing.active_children()
         worker.kill()
-    return train(session, batch)
+    return train(session, batch, **options)
 
 Session.train = train_after_the_kill
 app(prog_name="ftrain")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ftrain.data import from_arrays, image_pixels
 from ftrain.disk import checkpoint
 from ftrain.errors import SettingsError
+from ftrain.parallel import Place
 from ftrain.run import folder as run_folder
 from ftrain.run import inference, lagging, provenance, verify
 from ftrain.run.build import build
@@ -243,7 +244,7 @@ def test_the_settings_can_be_changed_across_a_repair(tmp_path, whole):
 
 
 def test_verify_resume_across_a_repair(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "_in_new_process", verify._train)
+    monkeypatch.setattr(verify, "_in_new_processes", lambda *arguments: verify._train(*arguments[:-1], Place()))
     file = tmp_path / "network.py"
     file.write_text(NETWORK)
     spec = spec_of(model=f"{file}:make_network")

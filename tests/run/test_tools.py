@@ -236,7 +236,7 @@ def test_verify_resume_names_the_tensor_that_differs_first(data, tmp_path, monke
     for name, lr in (("whole", 0.01), ("stopped", 0.01000001)):
         train(tmp_path / name, lr=lr)
 
-    def compared(spec, images, *, steps):
+    def compared(spec, images, *, steps, processes):
         last = [checkpoint.find(tmp_path / name / "checkpoints")[-1] for name in ("whole", "stopped")]
         yield verify.Part("without a stop", 0, 6)
         yield verify.compare(*last, names)
