@@ -86,3 +86,15 @@ def test_a_process_that_hangs_is_named(tmp_path):
     assert ends["one hangs"]["codes"] == [75, -9]
     [said] = ends["one hangs"]["said"]
     assert said.startswith("process 1 has not answered for 20 s; its last sign of life was during: ")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at processes in /proc")
+def test_runs_whose_processes_are_killed_resume_to_the_same_result(tmp_path, capsys):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    command = [sys.executable, str(TESTS / "kill_parallel_runs.py"), str(tmp_path / "runs"), "0", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout.splitlines()[-1]}")
+    assert done.stdout.endswith("tried: 0 missed, 0 wrong or lost, 0 hung or ended otherwise, 0 left behind\n")
+    assert done.returncode == 0
