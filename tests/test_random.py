@@ -219,7 +219,12 @@ def test_vmap_over_steps_equals_the_loop() -> None:
     assert torch.equal(mapped, torch.stack([random.fold_in(key, step) for step in steps]))
 
 
-@pytest.mark.parametrize("names", [["fold_in", "bernoulli"], pytest.param(list(DRAWS), marks=pytest.mark.slow)])
+IN_STEPS = ["fold_in", "uniform", "normal", "beta", "bernoulli"]
+
+
+@pytest.mark.parametrize(
+    "names", [IN_STEPS, pytest.param(list(DRAWS), marks=pytest.mark.long)], ids=["in steps", "all"]
+)
 def test_compiled_as_one_graph_equals_eager(names: list[str]) -> None:
     def draw_all(key: Tensor) -> dict[str, Tensor]:
         return {name: DRAWS[name](key) for name in names}
