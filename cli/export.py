@@ -20,14 +20,16 @@ FORMATS = ("safetensors", "onnx", "torch-export")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--format",
             metavar="|".join(FORMATS),
             help="onnx and torch-export take uint8 images and include the normalisation; safetensors has the tensors, "
-            "under the network's own names, and the normalisation as metadata.",
+            "under the network's own names, and the normalisation as metadata. Default: by the suffix of --out, "
+            "otherwise safetensors.",
+            show_default=False,
         ),
-    ] = "safetensors",
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -50,6 +52,10 @@ def export(
 
     The file is written only if its logits on validation images equal those of the run.
     """
+    by_suffix = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch-export"}.get(out.suffix if out else "")
+    if out and format and by_suffix not in (None, format):
+        raise SettingsError(f"{shown(out)} has the suffix of {by_suffix}; use `format={by_suffix}`, or another suffix")
+    format = format or by_suffix or "safetensors"
     if format not in FORMATS:
         raise SettingsError(f"`format` must be one of {', '.join(FORMATS)}; got {format!r}")
     if out and out.exists():

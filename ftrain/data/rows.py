@@ -70,15 +70,20 @@ def read_rows(path: Path, *, most: int | None = None) -> tuple[list[str], Readin
 
 
 def _csv(path: Path, most: int | None) -> tuple[list[str], Reading]:
-    return _separated(path, ",", most)
+    """With commas, or with semicolons, as spreadsheets write where the comma is the decimal sign."""
+    return _separated(path, ",;", most)
 
 
 def _tsv(path: Path, most: int | None) -> tuple[list[str], Reading]:
     return _separated(path, "\t", most)
 
 
-def _separated(path: Path, delimiter: str, most: int | None) -> tuple[list[str], Reading]:
-    reader = csv.reader(io.StringIO(_text(path, most), newline=""), delimiter=delimiter, strict=True)
+def _separated(path: Path, delimiters: str, most: int | None) -> tuple[list[str], Reading]:
+    """With the first of the delimiters that the first line has."""
+    text = _text(path, most)
+    header = text.partition("\n")[0]
+    delimiter = next((each for each in delimiters if each in header), delimiters[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
     def records() -> Iterator[list[str]]:
         while True:

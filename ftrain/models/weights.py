@@ -49,6 +49,11 @@ class WeightsReport:
     skipped: tuple[str, ...]
     at_random: tuple[str, ...]
 
+    @property
+    def fraction(self) -> float:
+        """Which fraction of the network's tensors was copied."""
+        return len(self.loaded) / (len(self.loaded) + len(self.at_random))
+
     def __str__(self) -> str:
         parts = [f"loaded {len(self.loaded)} tensor{'' if len(self.loaded) == 1 else 's'}"]
         if self.skipped:

@@ -50,6 +50,11 @@ def make_module(
         return module, None
     _initialize(module, spec)
     report = as_usage(models.load_weights, module, spec.weights, name=spec.model) if spec.weights else None
+    if report and report.fraction < 0.5:
+        raise SettingsError(
+            f"`weights={shown(spec.weights)}` are not those of {shown(spec.model)}: {report}. Use weights of "
+            f"{shown(spec.model)}, or the network that they belong to"
+        )
     _start_small(module, spec, custom, report)
     return module, report
 

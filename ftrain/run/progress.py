@@ -33,11 +33,13 @@ from ftrain.run.events import (
     Stopped,
 )
 from ftrain.run.findings import about_features, about_statistics
+from ftrain.run.spec import RunSpec
 from ftrain.text import readable, shown
 
 PLAIN_INTERVAL = 15.0  # seconds between two plain lines within an epoch
 NOTEBOOK_INTERVAL = 0.5  # seconds between two updates of the status line in a notebook
 SLOW = 1.0  # seconds after which the search for images is shown
+ALMOST_ALL = 0.9  # of a network's tensors, which its own weights have, without the head
 LARGE_CACHE = 10_000_000  # bytes of decoded images from which building the cache is announced
 
 
@@ -77,6 +79,8 @@ def describe(event: Event, folder: Path, epochs: int, seconds: float, *, uneven:
         case Compiled(what, took):
             return f"compiled the {what} step in {took:.0f} s"
         case EndedEarly(epoch, best_epoch):
+            if epoch == best_epoch + 1:
+                return f"ended early: epoch {epoch} was not better than epoch {best_epoch}"
             return f"ended early: no epoch from {best_epoch + 1} to {epoch} was better than epoch {best_epoch}"
         case FeaturesNotCached(why):
             return f"features are not computed once, because {why}"
@@ -130,6 +134,8 @@ def _quality(values: Mapping[str, float], *, pad: bool = False) -> str:
 def _headline(event: Started) -> str:
     spec = event.spec
     trained = f", {event.trained / 1e6:.3g} M trained" if event.trained < event.parameters else ""
+    if trained and event.step < spec.pace.steps(spec.head_epochs) and spec.freeze != "backbone":
+        trained += " at first"
     several = ", any number per image" if spec.is_multi_label else ""
     lines = [
         f"{shown(spec.model)} ({event.parameters / 1e6:.1f} M parameters{trained}) on {spec.train_examples} images of "
@@ -138,6 +144,13 @@ def _headline(event: Started) -> str:
     ]
     if event.weights is not None:
         lines.append(f"weights: {event.weights}; weights.json lists them by name")
+        if event.weights.fraction < ALMOST_ALL:
+            lines.append(
+                f"warning: {1.0 - event.weights.fraction:.0%} of the network's tensors are not in these weights, which "
+                "seem to belong to another network"
+            )
+    if recipe := _recipe(spec):
+        lines.append(recipe)
     if event.could_be_pretrained:
         lines.append(
             "training starts from random weights; `weights=DEFAULT` starts from pretrained ones, which usually gives a "
@@ -146,6 +159,18 @@ def _headline(event: Started) -> str:
     if 0 < event.step < spec.total_steps:
         lines.append(f"resuming from step {event.step} of {spec.total_steps}")
     return "\n".join(lines)
+
+
+def _recipe(spec: RunSpec) -> str:
+    """What is frozen and when, and how rates fall with depth; nothing if all is trained alike."""
+    parts = []
+    if spec.head_epochs and spec.freeze != "backbone":
+        parts.append(f"the head alone for {spec.head_epochs} epoch{'s' * (spec.head_epochs > 1)}")
+    if spec.freeze != "none":
+        parts.append(f"frozen: {shown(spec.freeze)}")
+    if spec.layer_decay < 1.0 and spec.freeze != "backbone":
+        parts.append(f"learning rates fall with depth by {spec.layer_decay:g}")
+    return f"training: {', '.join(parts)}" if parts else ""
 
 
 def _numbers(line: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import torch
 import ftrain.losses
 from ftrain import metrics, models, multi_label, optim, schedules
 from ftrain.compile import compile_step
-from ftrain.errors import SettingsError, as_usage
+from ftrain.errors import SettingsError
 from ftrain.losses import Loss
 from ftrain.metrics import Measure, Metrics
 from ftrain.mix import Mix, cutmix, either, mixup
@@ -190,7 +190,10 @@ def _frozen(spec: RunSpec, module: torch.nn.Module, names: tuple[str, ...], head
             "out, or use `freeze=none` to freeze nothing"
         )
     frozen = frozenset(models.batch_norms(module)) & set(names) if BATCH_NORM in patterns else frozenset()
-    frozen |= set(as_usage(models.matching, names, [each for each in patterns if each != BATCH_NORM]))
+    try:
+        frozen |= set(models.matching(names, [each for each in patterns if each != BATCH_NORM]))
+    except ValueError as error:
+        raise SettingsError(f"`freeze`: {error}; or use backbone, {BATCH_NORM} or none") from error
     if frozen == frozenset(names):
         raise SettingsError(f"`freeze={spec.freeze}` leaves no parameter to train")
     return frozen

@@ -358,6 +358,23 @@ def test_weights_from_a_file_with_another_head(data, tmp_path):
     assert "conv1.0.weight" in report["loaded"]
 
 
+def test_weights_of_another_network(data, tmp_path):
+    network = ftrain.models.build(MODEL, classes=3, image_size=32, seed=5)
+    tensors = network.state_dict()
+    fit = ("fit", "--data", data, *QUICK, "--epochs", 1, "--weights", tmp_path / "weights.safetensors")
+
+    def saved(fraction):
+        names = list(tensors)[: round(fraction * len(tensors))]
+        safetensors.torch.save_file({name: tensors[name] for name in names}, tmp_path / "weights.safetensors")
+
+    saved(0.4)
+    refused(2, f"--weights {tmp_path / 'weights.safetensors'} are not those of {MODEL}: loaded ", *fit)
+    saved(0.75)
+    result = ftrain_command(*fit, "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "warning: 25% of the network's tensors are not in these weights" in result.output
+
+
 def refused(code, message, *arguments):
     result = ftrain_command(*arguments)
     text = " ".join(result.output.replace("│", " ").split())

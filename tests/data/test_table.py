@@ -60,6 +60,7 @@ def test_the_same_table_in_every_format(folder: Path) -> None:
         table(folder, "path,label\n" + "".join(f"{path},{label}\n" for path, label in ROWS)),
         table(folder, "\ufeffLabel\t Image Path \r\n" + "".join(f"{b}\t{a}\r\n" for a, b in ROWS), "labels.tsv"),
         table(folder, 'note,class,"FILE"\n\n' + "".join(f'"x, y",{b},"./{a}"\n' for a, b in ROWS), "labels.CSV"),
+        table(folder, "path;label;note\n" + "".join(f"{a};{b};1,5\n" for a, b in ROWS), "semicolons.csv"),
         table(folder, "".join(json.dumps({"tags": b, "img": a}) + "\n" for a, b in ROWS[::-1]), "labels.jsonl"),
         folder / "labels.parquet",
     ]
