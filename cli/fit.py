@@ -62,6 +62,8 @@ def fit(
 ) -> None:
     """Train a network on folders of images, one folder per class, or on a table of images and labels."""
     asked = given(context, config, settings)
+    if processes is not None and dry_run:
+        raise SettingsError("`dry_run` tries one process; leave `processes` out")
     if resume and dry_run:
         raise SettingsError("`dry_run` is for a new run; it cannot be given with `resume`")
     with watched() as stop:

@@ -36,13 +36,12 @@ def in_processes(command: Command) -> Command:
         end_with_launcher()
         if here.rank > 0:
             silence()
-        code, why = 0, ""
+        code, error = 0, None
         try:
             command(*args, **kwargs)
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-            why = message(end.__context__) if end.__context__ is not None else ""
-        _leave(code, why)
+            code, error = end.code if isinstance(end.code, int) else int(end.code is not None), end.__context__
+        _leave(code, error)
 
     return run  # type: ignore[return-value]
 
@@ -55,16 +54,17 @@ def is_started() -> bool:
 def end(error: BaseException) -> NoReturn:
     """Ends this process, whose main thread is stuck, with the message of an error and its exit code."""
     note(f"ftrain: {message(error)}")
-    _leave(exit_code(error), message(error))
+    _leave(exit_code(error), error)
 
 
-def _leave(code: int, why: str = "") -> NoReturn:
+def _leave(code: int, error: BaseException | None) -> NoReturn:
     from ftrain.parallel.launcher import leave
 
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     # At once, because the threads of gloo may abort a process that ends in the usual way.
-    os._exit(leave(code, why))
+    why = "" if error is None else message(error)
+    os._exit(leave(code, why, again=isinstance(error, ProcessError)))
 
 
 def start(request: Request, processes: int | None) -> None:
@@ -109,6 +109,8 @@ def _one_for_each_gpu(request: Request) -> int:
     count = 1 << (gpus.bit_length() - 1)
     shards = request.asked.get("shards") or shards_of(request) or count
     count = min(count, shards & -shards)
+    while (request.asked.get("batch_size") or count) % count:
+        count //= 2
     if count > 1:
         note(f"training in {count} processes, one for each GPU; `processes=1` uses one")
     return count

@@ -124,7 +124,7 @@ def train_step(
     if reduce is None or reduce.shards == 1:
         grads, measured, buffers = pass_of(examples, key, weights.sum())
     else:
-        parts = chunks(examples, len(reduce.own))
+        parts = _own_parts(examples, reduce)
         total_weight = reduce([weights.sum() for _, _, weights in parts])
         passes = [
             pass_of(part, ftrain.random.fold_in(key, number), total_weight)
@@ -167,7 +167,7 @@ def eval_step(
     _check_parts(len(examples[2]), 1, reduce)
     if reduce is None or reduce.shards == 1:
         return metrics_of(examples)
-    parts = [metrics_of(part) for part in chunks(examples, len(reduce.own))]
+    parts = [metrics_of(part) for part in _own_parts(examples, reduce)]
     sums = reduce([with_examples(part, ()) for part in parts])
     of_shards = reduce.gathered([part.examples for part in parts]) if parts[0].examples else []
     return with_examples(sums, tuple(each for shard in of_shards for each in shard))
@@ -187,6 +187,11 @@ def predict_step(
     with torch.autocast(state.step.device.type, precision, enabled=precision != torch.float32):
         outputs, _ = apply(state.params, state.buffers, inputs, train=False)
     return split_outputs(outputs)[0]
+
+
+def _own_parts(examples: Any, reduce: Reduce) -> list[Any]:
+    """The examples of each shard of this process, in memory of their own: where a view begins can change the bits."""
+    return [pytree.tree_map(torch.clone, part) for part in chunks(examples, len(reduce.own))]
 
 
 def _check_options(state: TrainState, precision: torch.dtype, ema_decay: float | None) -> None:

@@ -40,6 +40,8 @@ def load(text: str) -> tuple[int, BaseException]:
         return rank, Interrupted(record["parts"][0])
     if kind == "KeyboardInterrupt":
         return rank, KeyboardInterrupt(record["text"])
+    if kind == "GeneratorExit":
+        return rank, KeyboardInterrupt(f"process {rank} has ended the run")
     known = getattr(ftrain.errors, kind, None)
     if isinstance(known, type) and issubclass(known, FtrainError):
         return rank, known(record["text"])

@@ -20,7 +20,7 @@ __all__ = ["end_with_launcher", "leave", "start"]
 
 ENDS = "FTRAIN_ENDS"  # the folder in which each process leaves how it ended
 LAUNCHER = "FTRAIN_LAUNCHER"  # the number of the launcher among the system's processes
-TRY_AGAIN = 75  # the exit code of a process that has lost another one, from sysexits.h
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SHUTDOWN = 60  # seconds for processes to save after a signal
 PR_SET_PDEATHSIG = 1
 
@@ -30,8 +30,7 @@ def start(arguments: Sequence[str], *, processes: int, restarts: int = 0) -> int
 
     Args:
       processes: how many.
-      restarts: how often all of them are started again after one has been killed or lost. A process that ends with
-        another exit code than TRY_AGAIN ends the run.
+      restarts: how often all of them are started again after one has been killed, lost or found hanging.
 
     Returns:
       The exit code of the run: the largest of its processes, or 128 plus the number of the signal that ended it.
@@ -45,6 +44,8 @@ def start(arguments: Sequence[str], *, processes: int, restarts: int = 0) -> int
 
     logging.disable(logging.ERROR)  # this process does nothing else, and says itself what has happened
     os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(SHUTDOWN)
+    # A signal that is ignored stays ignored, as nohup wants it.
+    watched = [each for each in WATCHED if signal.getsignal(each) != signal.SIG_IGN]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -54,6 +55,7 @@ def start(arguments: Sequence[str], *, processes: int, restarts: int = 0) -> int
         rdzv_endpoint="localhost:0",
         max_restarts=restarts,
         local_addr="127.0.0.1",
+        signals_to_handle=",".join(each.name for each in watched),
     )
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:
         folder = Path(name)
@@ -74,14 +76,21 @@ def start(arguments: Sequence[str], *, processes: int, restarts: int = 0) -> int
         return max(_codes(folder), default=0)
 
 
-def leave(code: int, message: str = "") -> int:
+def leave(code: int, message: str = "", *, again: bool = False) -> int:
     """Leaves to `start` how this process ends. Returns the exit code with which it is to end, so that TorchElastic
-    starts all again only if that may help."""
+    starts all again only if that may help.
+
+    Args:
+      code, message: of a command without a launcher.
+      again: whether the run may be tried again.
+    """
     if (name := os.environ.get(ENDS)) is None:
-        return code
+        # torchrun would start a run again that was asked to stop.
+        stopped = code in (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP)
+        return 0 if stopped and "TORCHELASTIC_RUN_ID" in os.environ else code
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     Path(name, f"{attempt}-{place().rank}").write_text(json.dumps([code, message]))
-    return code if code == TRY_AGAIN else 0
+    return code if again else 0
 
 
 def _codes(folder: Path) -> list[int]:

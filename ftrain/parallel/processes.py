@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
@@ -151,7 +154,7 @@ class _Joined(Processes):
         return pytree.tree_map(broadcast, tree)  # type: ignore[no-any-return]
 
     def first_then_all(self, work: Callable[[], Generator[E, None, T]]) -> Generator[E, None, T]:
-        key = f"first/{self._waited}"
+        key, done = f"first/{self._waited}", f"all/{self._waited}"
         self._waited += 1
         if self.is_first:
             self.doing("preparing the run", may_take_long=True)
@@ -159,13 +162,20 @@ class _Joined(Processes):
             self._store.set(key, "nothing" if result is None else "done")
         else:
             self.doing("waiting for process 0 to prepare the run")
-            while not self._store.check([key]):
-                self._raise_failure()
-                time.sleep(POLL)
+            self._wait_until(lambda: self._store.check([key]))
+            self.doing("preparing the run", may_take_long=True)
             result = (yield from work()) if self._store.get(key) == b"done" else None  # type: ignore[assignment]
-        self.doing("preparing the run", may_take_long=True)
-        dist.barrier(group=self._control)
+        self._store.add(done, 1)
+        self._wait_until(lambda: self._store.add(done, 0) == self.world)
+        self.doing("starting to train")
         return result
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Waits without a limit, unless a process fails."""
+        while not is_so():
+            if self._store.check([FAILURE]):
+                raise failures.load(self._store.get(FAILURE).decode())[1]
+            time.sleep(POLL)
 
     def finish(self) -> None:
         """Ends what all processes have in common, when all of them are done."""
@@ -186,8 +196,7 @@ class _Joined(Processes):
                 error = self._lost(error)
             mine = failures.dump(error, self.place.rank)
             first = self._watch.failure or self._store.compare_set(FAILURE, "", mine).decode()
-            if self.is_first:  # which may hold the store
-                self._wait_for_others()
+            self._wait_for_others()
         except RuntimeError:  # the store has gone, with the process or the launcher that held it
             if self._watch.failure is not None:
                 return failures.load(self._watch.failure)[1]
@@ -203,7 +212,8 @@ class _Joined(Processes):
         )
 
     def _wait_for_others(self) -> None:
-        """Waits until all processes know why the run ends."""
+        """Waits until all processes know why the run ends: the first may hold the store, and a launcher interrupts the
+        others as soon as one ends."""
         deadline = time.monotonic() + LOST
         while self._store.add(TOLD, 0) < self.world and time.monotonic() < deadline:
             time.sleep(POLL)
@@ -211,11 +221,6 @@ class _Joined(Processes):
     def give_up(self) -> None:
         """Stops to watch, after an error."""
         self._watch.stop()
-
-    def _raise_failure(self) -> None:
-        """Raises the error of a process that has failed, if any has."""
-        if self._store.check([FAILURE]):
-            raise failures.load(self._store.get(FAILURE).decode())[1]
 
     def _failed(self, text: str) -> None:
         """Ends the process, from the thread that watches: another has failed, and the main thread is stuck."""
@@ -231,10 +236,41 @@ class _Joined(Processes):
 
 
 def end_process(error: BaseException) -> NoReturn:
-    """Ends this process at once, with a message."""
+    """Ends this process at once, with a message, and with the exit code that says: try again."""
     sys.stderr.write(f"{error}\n")
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(os.EX_TEMPFAIL)
+
+
+_stores: list[Any] = []  # one, which lives as long as this process, since others may still read it
+_numbers = itertools.count()  # of the groups that this process has joined
+
+
+def _new_store(here: Place, patience: datetime.timedelta) -> Any:
+    """The store through which the processes find each other, with keys that no group before has used."""
+    if not _stores:
+        # TorchElastic may hold it; otherwise the first process does.
+        held = here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            here.address, here.port, here.world, is_master=held, timeout=patience, multi_tenant=True
+        )
+        _stores.append(store)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"group/{attempt}/{next(_numbers)}", _stores[0])  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -269,21 +305,19 @@ def joined(
         )
     backend = "gloo"
     if device == "cuda":
-        if here.local_world > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        alone = count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ  # as srun shows each process its own
+        if here.local_world > count and not alone:
             raise SettingsError(
-                f"{here.local_world} processes were started on this machine, which has {torch.cuda.device_count()} "
-                "GPUs; start one process for each of them at most, or use `device=cpu`"
+                f"{here.local_world} processes were started on this machine, which has {count} GPUs; start one process "
+                "for each of them at most, or use `device=cpu`"
             )
-        torch.cuda.set_device(here.local_rank)
+        torch.cuda.set_device(0 if alone else here.local_rank)
         backend = "cpu:gloo,cuda:nccl"
+    patience = datetime.timedelta(seconds=timeout)
     try:
         dist.init_process_group(
-            backend,
-            # Where TorchElastic holds the store, only its environment says so.
-            init_method="env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"tcp://{here.address}:{here.port}",
-            world_size=here.world,
-            rank=here.rank,
-            timeout=datetime.timedelta(seconds=timeout),
+            backend, store=_new_store(here, patience), world_size=here.world, rank=here.rank, timeout=patience
         )
         processes = _Joined(here, timeout, end)
     except RuntimeError as error:
@@ -295,7 +329,8 @@ def joined(
         yield processes
         processes.finish()
     except BaseException as error:
-        raised = processes.explained(error)
+        with _signals_ignored():  # a launcher sends them as soon as one process has ended
+            raised = processes.explained(error)
         processes.give_up()
         if raised is error:
             raise

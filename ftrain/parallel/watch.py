@@ -136,28 +136,26 @@ class Watch:
     def _run(self) -> None:
         interval = min(2.0, self._limit / 5.0)
         seen: dict[int, tuple[Beat, float]] = {}  # with the time when it was new
-        progress, number, failed_at = time.monotonic(), 0, None
+        now = progress = time.monotonic()
+        number = 0
         while not self._done.wait(interval):
+            before, now = now, time.monotonic()
+            if now - before > 2.0 * interval + 1.0:  # this process was suspended, perhaps with all others
+                seen, progress = {}, now
             try:
                 number += 1
                 self._send(number)
-                if self.failure is None and self._store.check([FAILURE]):
-                    failed_at = time.monotonic()
+                if self._store.check([FAILURE]):
                     self.failure = self._store.get(FAILURE).decode()
                     self._store.add(TOLD, 1)
+                    break
                 # The first process looks at all; the others look at the first.
                 looked_at = range(self._world) if self._rank == 0 else (0,)
                 found = {rank: beat for rank in looked_at if (beat := self._beat(rank)) is not None}
             except Exception as error:  # the store has gone, with the process or the launcher that held it
-                if not self._done.is_set() and self.failure is None:
+                if not self._done.is_set():
                     self._hangs(f"the process or launcher that connects all others no longer answers ({error})")
                 return
-            now = time.monotonic()
-            if self.failure is not None and failed_at is not None:
-                if now - failed_at > GRACE:
-                    self._failed(self.failure)
-                    return
-                continue
             for rank, beat in found.items():
                 old = seen.get(rank)
                 if old is None or old[0].activity != beat.activity:
@@ -171,6 +169,9 @@ class Watch:
                 if (what := hanging(beats, ages, idle, self._limit)) is not None:
                     self._hangs(what)
                     return
+        # From here on without the store, which may go at any time.
+        if self.failure is not None and not self._done.wait(GRACE):
+            self._failed(self.failure)
 
     def _beat(self, rank: int) -> Beat | None:
         if not self._store.check([f"beat/{rank}"]):

@@ -85,6 +85,7 @@ def fit(
         if ready is None:
             return
         session = ready.session
+        _check_same_position(ready, processes)
         session.state = processes.tensors_of_first(session.state)
         yield from _train(ready, processes, lambda wish: processes.agree(STOP if stop() else wish))
 
@@ -101,10 +102,16 @@ def _train(ready: Ready, processes: Processes, agreed: Callable[[int], int]) -> 
     loading = load(images, jobs(), workers=spec.workers, pin_memory=spec.torch_device.type == "cuda")
     batches = features.batches(jobs()) if features else on_device(loading, spec.torch_device)
     session.restart_clock()
+
+    def stop() -> bool:
+        processes.doing("recomputing statistics")
+        return agreed(NOTHING) == STOP
+
     with closing(loading):  # ends the workers immediately, however the run ends
         for job in jobs():
             train = job.split == "train"
-            wish = agreed(SAVE if train and session.timer.has_elapsed() else NOTHING)
+            save = train and processes.is_first and session.timer.has_elapsed()
+            wish = agreed(SAVE if save else NOTHING)
             if wish == STOP:
                 yield from session.stop()
                 return
@@ -118,12 +125,25 @@ def _train(ready: Ready, processes: Processes, agreed: Callable[[int], int]) -> 
             else:
                 yield from session.evaluate(batch)
                 last = job.number == images.eval_batches - 1
-                if last and not (yield from session.end_epoch(lambda: agreed(NOTHING) == STOP)):
+                if last and not (yield from session.end_epoch(stop)):
                     yield from session.stop()
                     return
                 if last and session.is_over and session.step < spec.total_steps:
                     yield EndedEarly(session.epoch, session.best_epoch)
                     return
+
+
+def _check_same_position(ready: Ready, processes: Processes) -> None:
+    """Raises CheckpointError if processes have found different checkpoints or metrics in the run's folder."""
+    session = ready.session
+    position = session.step, ready.evaluated, session.best, session.since_best, session.repairs
+    first, *others = processes.gathered(position)
+    for rank, theirs in enumerate(others, 1):
+        if theirs != first:
+            raise CheckpointError(
+                f"process {rank} finds step {theirs[0]} in {shown(session.record.run.path)}, and process 0 another "
+                "state of the run; a shared file system may need a minute until all machines see the same, so try again"
+            )
 
 
 @attrs.frozen(eq=False)
@@ -160,7 +180,10 @@ def _ready(
     features = None
     if position.step < spec.total_steps and not over:
         found = yield from _until(stop, with_features(program, images, position.state))
-        cached = (yield from _until(stop, with_caches(images, spec))) if isinstance(found, str) else images
+        # Several processes share a cache on disk, which gives the same pixels.
+        shared = spec.cache == "ram" and layout.world > 1
+        kind = attrs.evolve(spec, cache="disk") if shared else spec
+        cached = (yield from _until(stop, with_caches(images, kind))) if isinstance(found, str) else images
         if found is None or cached is None:
             yield Stopped(position.step)
             return None
@@ -170,7 +193,7 @@ def _ready(
         elif run.config["asked"].get("feature_cache"):
             yield FeaturesNotCached(found)
         yield from position.skipped.add_cached(images)
-    session = yield from _start(record, program, images, position)
+    session = yield from _start(record, program, images, position, processes)
     return None if over else Ready(session, images, features, position.evaluated)
 
 
@@ -239,7 +262,9 @@ def _ended_early(run: RunFolder, spec: RunSpec, position: Position) -> bool:
     return retention.patience_is_over(spec, since_best)
 
 
-def _start(record: Record, program: Program, images: Images, position: Position) -> Generator[Event, None, Session]:
+def _start(
+    record: Record, program: Program, images: Images, position: Position, processes: Processes
+) -> Generator[Event, None, Session]:
     """Writes the run's files, once everything has been checked, and announces the run."""
     run, spec = record.run, program.spec
     if record.writes:
@@ -261,6 +286,7 @@ def _start(record: Record, program: Program, images: Images, position: Position)
         best=(best["epoch"], best["val"]) if best else None,
         since_best=retention.epochs_since_best(lines, spec.best_by),
         repairs=position.repairs,
+        processes=processes,
     )
     stage, tensors = program.stage_at(position.step), {**position.state.params, **position.state.buffers}
     yield Started(

@@ -103,7 +103,7 @@ def report(spec: RunSpec) -> dict[str, Any]:
         "compile_because": spec.compile_because,
         "cudnn_search": cuda and not spec.deterministic,
         "deterministic": spec.deterministic or spec.device == "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": spec.threads or torch.get_num_threads(),
     }
 
 

@@ -14,7 +14,7 @@ from ftrain import models
 from ftrain.data.images import Images
 from ftrain.data.source import Preparing, Source
 from ftrain.errors import DataError, FtrainError, SettingsError, as_usage
-from ftrain.parallel import Place, end_process, joined
+from ftrain.parallel import Place, end_process, joined, place
 from ftrain.run import folder as run_folder
 from ftrain.run import provenance
 from ftrain.run.custom import Custom
@@ -58,6 +58,8 @@ class Request:
             raise SettingsError("`out` is for a new run; it cannot be given with `resume`")
         if self.sources is not None and (given := [name for name in WITHOUT_SOURCES if name in self.asked]):
             raise SettingsError(f"give either a pair of images as `data`, or `{given[0]}`; got both")
+        if {"shards", "accumulate"} <= self.asked.keys():
+            raise SettingsError("`accumulate` sets the number of `shards`; give one of them")
         if self.override and not self.resume:
             raise SettingsError("`override=True` is for a run that resumes; give it with `resume=RUN`")
 
@@ -73,9 +75,11 @@ def launch(
     Args:
       end: of a process among several, when another one has failed and its main thread cannot be told.
     """
-    asked = Settings(**request.asked)
-    kind = resolve_device(asked.device).type
-    with joined(timeout=seconds(asked.timeout), device=kind, end=end) as processes:
+    asked = Settings(**merge(_recorded(request), request.asked))
+    device = resolve_device(asked.device)
+    if device.index is not None and place().world > 1:
+        raise SettingsError(f"`device={device}` is for one process; use `device=cuda`, and each has its own")
+    with joined(timeout=seconds(asked.timeout), device=device.type, end=end) as processes:
         folder = processes.from_first(folder_of(request))
         with run_folder.lock(folder) if processes.is_first else nullcontext():
             run, spec, images = yield from processes.first_then_all(
@@ -133,12 +137,17 @@ def folder_of(request: Request) -> Path:
 
 def shards_of(request: Request) -> int | None:
     """The number of logical shards of the run that a request resumes; None for a new run, or if it cannot be read."""
-    if not request.resume:
-        return None
+    return _recorded(request).get("shards")
+
+
+def _recorded(request: Request) -> dict[str, Any]:
+    """The settings of the run that a request resumes; none for a new run, or if they cannot be read."""
+    if not request.resume or (request.resume == AUTO and request.override):
+        return {}
     try:
-        return run_folder.read(folder_of(request)).settings.shards
+        return attrs.asdict(run_folder.read(folder_of(request)).settings, recurse=False)
     except FtrainError:
-        return None
+        return {}
 
 
 def _model_folder(settings: Settings, custom: Custom) -> str:

@@ -115,11 +115,15 @@ def resumed_run(
     return attrs.evolve(run, config={**run.config, **config, **started})
 
 
-def describe_device(device: torch.device) -> str:
-    """The device in words."""
+def describe_device(device: torch.device, threads: int = 0) -> str:
+    """The device in words.
+
+    Args:
+      threads: with which a CPU computes; 0 for as many as torch chooses.
+    """
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"{device} ({threads or torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
 
 
 def _config(
@@ -131,7 +135,7 @@ def _config(
         "asked": asked,
         "command": list(command),
         "processes": processes,
-        "device": describe_device(spec.torch_device),
+        "device": describe_device(spec.torch_device, spec.threads),
         "kernels": kernels.report(spec),
         "versions": _versions(spec),
         "data": _data(images),

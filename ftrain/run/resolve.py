@@ -136,7 +136,7 @@ def resolve(
         device=str(device),
         workers=_default_workers(here) if settings.workers is None else settings.workers,
         shards=shards,
-        threads=settings.threads or kernels.default_threads(here),
+        threads=kernels.default_threads(here) if settings.threads is None else settings.threads,
         precision=kernels.precision(device) if settings.precision == "auto" else settings.precision,
         memory_format=(
             kernels.memory_format(convolutions, device) if settings.memory_format == "auto" else settings.memory_format
@@ -170,13 +170,11 @@ def check_shards(settings: Settings, shards: int, batch_size: int, world: int) -
     """Raises SettingsError if a batch cannot be cut into shards, or these processes cannot compute equally many."""
     if world & (world - 1):
         raise SettingsError(f"the number of processes must be a power of two; got {world}")
-    if settings.shards and shards & (shards - 1) and shards != settings.accumulate:
-        raise SettingsError(f"`shards` must be a power of two; got {shards}")
-    if shards % world or (world > 1 and shards & (shards - 1)):
-        raise SettingsError(
-            f"the number of processes must be a power of two that divides `shards`, which is {shards}; got {world} "
-            "processes"
-        )
+    if shards & (shards - 1) and (world > 1 or (settings.shards and shards != settings.accumulate)):
+        name = "shards" if settings.shards else "accumulate"
+        raise SettingsError(f"`{name}` must be a power of two; got {getattr(settings, name)}")
+    if shards % world:
+        raise SettingsError(f"the number of processes must divide `shards`, which is {shards}; got {world} processes")
     parts = shards if shards % settings.accumulate == 0 else shards * settings.accumulate
     if batch_size % parts:
         given = {"processes": world, "accumulate": settings.accumulate, "shards": settings.shards or 1}

@@ -17,6 +17,7 @@ from ftrain.data.images import Images
 from ftrain.data.order import train_examples
 from ftrain.errors import TrainingError
 from ftrain.metrics import Metrics
+from ftrain.parallel import Processes
 from ftrain.run import lagging, retention
 from ftrain.run.build import Program
 from ftrain.run.events import (
@@ -73,6 +74,7 @@ class Session:
       best: the best epoch so far and its validation metrics.
       since_best: epochs evaluated after it.
       repairs: of the running statistics of BatchNorm.
+      processes: of the run.
     """
 
     record: Record
@@ -85,6 +87,7 @@ class Session:
     best: tuple[int, dict[str, float]] | None = None
     since_best: int = 0
     repairs: lagging.Repairs = lagging.Repairs()
+    processes: Processes = attrs.field(factory=Processes)
     saved_step: int = attrs.field(default=attrs.Factory(lambda self: self.step, takes_self=True))
     timer: Timer = attrs.field(
         default=attrs.Factory(lambda self: Timer(self.program.spec.checkpoint_every), takes_self=True)
@@ -197,6 +200,7 @@ class Session:
             repaired = lagging.repaired(self.program, self.images, self.state, self.step, stop)
             if repaired is None:
                 return False
+            repaired = self._as_first_process(repaired)
             to_blame = self.repairs.to_blame or lagging.is_to_blame(train, repaired, self.images)
             kept = to_blame and lagging.is_better(repaired.val, val, self.program.spec.best_by)
             event = StatisticsRecomputed(
@@ -241,6 +245,12 @@ class Session:
         self.since_best = 0 if best == epoch else self.since_best + 1
         yield EpochEnded(epoch, train, val, self.skipped.count, saved, best, best_val["accuracy"], best_val)
         return True
+
+    def _as_first_process(self, repaired: lagging.Repaired) -> lagging.Repaired:
+        """What the first process has computed, so that all decide alike."""
+        state = self.processes.tensors_of_first(repaired.state)
+        numbers = self.processes.from_first((repaired.val, repaired.before, repaired.after))
+        return lagging.Repaired(state, numbers[0], repaired.images, *numbers[1:])
 
     def _lags(self, stale: float, train: dict[str, float], val: dict[str, float]) -> bool:
         """Whether statistics are to be recomputed after an epoch with these metrics."""

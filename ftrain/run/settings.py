@@ -491,9 +491,9 @@ class Settings:
     threads: int | None = _setting(
         None,
         "Run",
-        "Threads with which each process computes on a CPU. The last bits of the result depend on it. Default: the "
-        "cores of the machine, divided by its processes.",
-        _integer(1),
+        "Threads with which each process computes on a CPU, on which the last bits of the result depend; 0 for as many "
+        "as torch chooses. Default: OMP_NUM_THREADS, or the cores of the machine, divided by its processes.",
+        _integer(0),
     )
     timeout: str = _setting(
         "10m",
@@ -616,6 +616,7 @@ def as_before(settings: Settings) -> Settings:
         recompute_statistics=bool(settings.recompute_statistics),
         feature_cache=bool(settings.feature_cache),
         shards=settings.shards or 1,
+        threads=settings.threads or 0,
     )
 
 

@@ -74,9 +74,9 @@ def verify_resume(
             f"a run of {steps} step{'s' * (steps > 1)} cannot be stopped and resumed; give more `epochs` or a smaller "
             "`batch_size`"
         )
-    # A checkpoint of each step, because several processes may take one more step before all of them stop.
-    every = Interval(steps=1)
-    spec = attrs.evolve(spec, patience=0, max_seconds=math.inf, checkpoint_every=every, keep_last=spec.total_steps)
+    spec = attrs.evolve(spec, patience=0, max_seconds=math.inf)
+    if max(numbers) > 1:  # a checkpoint of each step, because all may take one more step before they stop
+        spec = attrs.evolve(spec, checkpoint_every=Interval(steps=1), keep_last=spec.total_steps)
     program = build(spec)
     names = list(named(program.stage_at(steps - 1).enter(program.init())))
     with tempfile.TemporaryDirectory(prefix="ftrain-") as name:

@@ -203,6 +203,7 @@ def test_made_folders_are_returned_innermost_first(tmp_path: Path) -> None:
 
 WRITERS = {
     "durable.py",
+    "launcher.py",  # how a process has ended, in a folder that lives as long as the launcher
     "lock.py",  # the name of the holder, which only a message needs
     "fill.py",  # pixels of a cache, by worker processes
     "disk.py",  # a cache on disk, which is flushed and renamed there

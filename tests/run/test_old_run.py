@@ -5,19 +5,33 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import tiny_runs
 import torch
 from safetensors.torch import load_file
 
 from ftrain.disk import checkpoint
+from ftrain.run.launch import Request, launch
 
 OLD = Path(__file__).parent / "old_run"
 OPTIONS = {"ema_decay": 0.9, "clip_norm": 1.0, "mixup": 0.2, "accumulate": 3, "memory_format": "contiguous"}
 
 
-def test_a_run_of_an_earlier_ftrain_resumes_to_the_same_bits(tmp_path):
+def by_the_loop(folder):
+    tiny_runs.train(folder, **OPTIONS)
+
+
+def as_the_command_resumes(folder):
+    """Its settings are decided anew, where config.json lacks them because they did not exist."""
+    images = tiny_runs.images()
+    with tiny_runs.tiny_network():
+        list(launch(Request(asked={}, sources=(images.train, images.val), resume=str(folder))))
+
+
+@pytest.mark.parametrize("resume", [by_the_loop, as_the_command_resumes])
+def test_a_run_of_an_earlier_ftrain_resumes_to_the_same_bits(tmp_path, resume):
     shutil.copytree(OLD / "stopped", tmp_path / "run")
-    tiny_runs.train(tmp_path / "run", **OPTIONS)
+    resume(tmp_path / "run")
     last = checkpoint.find(tmp_path / "run" / "checkpoints")[-1]
     assert last.name == "step_00000008"
     found, expected = load_file(last / "state.safetensors"), load_file(OLD / "finished" / "state.safetensors")

@@ -21,6 +21,7 @@ from ftrain.data.pixels import val_pixels
 from ftrain.disk import checkpoint
 from ftrain.disk.snapshot import named
 from ftrain.errors import ExportError
+from ftrain.parallel import Place
 from ftrain.run import folder as run_folder
 from ftrain.run import inference, replay, verify
 from ftrain.run.api import open_run
@@ -73,9 +74,16 @@ def predictions(run):
     return pixels, opened.apply(state.params, state.buffers, pixels, train=False)[0]
 
 
+def test_the_suffix_tells_the_format_and_must_not_contradict_it(run, tmp_path):
+    result = ftrain_command("export", run, "--format", "onnx", "--out", tmp_path / "model.pt2")
+    assert result.exit_code == 2
+    assert "model.pt2 has the suffix of torch-export; use --format torch-export, or another suffix" in result.output
+    assert not (tmp_path / "model.pt2").exists()
+
+
 def test_onnx(run, predictions, tmp_path):
     target = tmp_path / "model.onnx"
-    result = ftrain_command("export", run, "--format", "onnx", "--out", target)
+    result = ftrain_command("export", run, "--out", target)
     assert result.exit_code == 0, result.output
     assert "on 5 validation images its logits equal those of the run to " in result.output
     session = onnxruntime.InferenceSession(target)
@@ -218,13 +226,15 @@ def test_a_step_that_a_run_does_not_have(run):
 
 def in_this_process(*arguments):
     """Without another import of torch, but with what a process of its own would be given."""
-    verify._train(*pickle.loads(pickle.dumps(arguments)))
+    *arguments, world = pickle.loads(pickle.dumps(arguments))
+    assert world == 1
+    verify._train(*arguments, Place())
 
 
 @pytest.mark.parametrize("processes", ["one", pytest.param("of their own", marks=pytest.mark.long)])
 def test_verify_resume_reports_that_a_run_is_bit_exact(data, processes, monkeypatch):
     if processes == "one":
-        monkeypatch.setattr(verify, "_in_new_process", in_this_process)
+        monkeypatch.setattr(verify, "_in_new_processes", in_this_process)
     options = ["--model", MODEL, "--epochs", 2, "--batch-size", 4, "--drop-last", "--device", "cpu", "--workers", 0]
     result = ftrain_command("verify-resume", "--data", data, *options, "--steps", 4)
     assert result.exit_code == 0, result.output
