@@ -30,7 +30,10 @@ def in_processes(command: Command) -> Command:
         from ftrain.parallel.launcher import end_with_launcher
         from ftrain.parallel.place import place
 
-        here = place()
+        try:
+            here = place()
+        except SettingsError:  # the command says what is wrong
+            return command(*args, **kwargs)
         if here.world == 1:
             return command(*args, **kwargs)
         end_with_launcher()
