@@ -82,7 +82,7 @@ def test_a_step_with_averages_is_pure(options):
     assert_pure(*parts("convnet", **options))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_donated_averages_are_written_in_place_with_the_same_bits(compiled):
     step, kept, batch = parts()
     donated = pytree.tree_map(torch.clone, kept)

@@ -50,13 +50,13 @@ def disturbed(script, folder, every):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-@pytest.mark.parametrize(("every", "least"), [(8, 40), pytest.param(1, 300, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("every", "least"), [(12, 30), pytest.param(1, 300, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_anywhere_resumes_to_the_same_result(tmp_path, capsys, every, least):
     done, places, moments = disturbed("kill_runs.py", tmp_path / "runs", every)
     with capsys.disabled():
         print(f"\n{done.stdout.splitlines()[-1]}")
     assert done.stdout == f"{places} places and {moments} moments tried, 0 missed, 0 lost\n", done.stderr
-    assert places >= least and moments == 40 // every
+    assert places >= least and moments == -(-40 // every)
     assert done.returncode == 0
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_anywhere_resumes_to_the_same_result(tmp_path, caps
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize(
     ("every", "tried"),
-    [(4, "11 places and 4 moments"), pytest.param(1, "33 places and 16 moments", marks=pytest.mark.long)],
+    [(8, "11 places and 2 moments"), pytest.param(1, "33 places and 16 moments", marks=pytest.mark.long)],
 )
 def test_a_run_that_is_signalled_stops_between_steps_and_resumes(tmp_path, capsys, every, tried):
     done, _, _ = disturbed("signal_runs.py", tmp_path / "runs", every)

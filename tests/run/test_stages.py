@@ -69,7 +69,7 @@ def params_in(found):
     ("name", "steps"),
     [
         *(pytest.param(name, None, id=name) for name in SETTINGS if name != "compiled"),
-        pytest.param("compiled", (3,), id="compiled, in the first stage", marks=pytest.mark.slow),
+        pytest.param("compiled", (3,), id="compiled, in the first stage", marks=pytest.mark.long),
         pytest.param("compiled", None, id="compiled", marks=pytest.mark.long),
     ],
 )
